@@ -1,0 +1,84 @@
+# `make demo` makes a small video on the CPU, `make test` runs the tests; both set up what they need in .venv.
+
+VENV := .venv
+PYTHON_IN_VENV := $(VENV)/bin/python
+PIP_INSTALL := $(PYTHON_IN_VENV) -m pip install --quiet --constraint constraints.txt --editable
+REQUIREMENTS := pyproject.toml setup.py constraints.txt
+
+NANO := build/nano
+DEMO_VIDEO := outputs/demo.mp4
+DEMO_PROMPT := A red ball moves to the left on a dark background.
+
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format typecheck clean
+
+help:
+	@echo "make setup      .venv with what inference needs"
+	@echo "make demo       a small video, made on the CPU: $(DEMO_VIDEO)"
+	@echo "make test       the tests (PYTEST_ARGS='-m gpu' and the like are passed on)"
+	@echo "make lint       ruff, without changing anything"
+	@echo "make format     ruff, mending what it can"
+	@echo "make typecheck  mypy on the package"
+	@echo "make clean      remove .venv and build/; outputs/ stays"
+
+setup: $(VENV)/.core
+
+# PYTHON=... chooses an interpreter; else it is the first of these that is 3.11 or 3.12 and can make a venv.
+CANDIDATES := $(strip $(PYTHON) python3.11 python3.12 python3)
+
+$(VENV)/.empty:
+	@for candidate in $(CANDIDATES); do \
+		if $$candidate -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; then \
+			echo "Making $(VENV) with $$($$candidate --version)"; \
+			exec $$candidate -m venv $(VENV) --prompt cosmos-nemo; \
+		fi; \
+	done; \
+	echo "Python 3.11 or 3.12 with its venv module is needed; none of '$(CANDIDATES)' is one. Install it, or pass PYTHON=/path/to/it." >&2; \
+	exit 1
+	@touch $@
+
+$(VENV)/.core: $(VENV)/.empty $(REQUIREMENTS)
+	@echo "Installing what inference needs (a minute or two)"
+	@$(PIP_INSTALL) .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.empty $(REQUIREMENTS)
+	@echo "Installing everything, NeMo too (about three minutes)"
+	@$(PIP_INSTALL) ".[nemo,test]"
+	@touch $(VENV)/.core $@
+
+$(VENV)/.dev: $(VENV)/.core
+	@$(PIP_INSTALL) ".[dev]"
+	@touch $@
+
+# The stamp comes last: an interrupted stand-in must not look finished. Made again when its maker changes.
+build/.nano: cosmos_nemo/catalog.py $(wildcard cosmos_nemo/tools/standin*.py) | $(VENV)/.core
+	@rm -rf $(NANO) && mkdir -p build
+	$(VENV)/bin/cosmos-nemo standin Cosmos-Nano-Text2World $(NANO)
+	@touch $@
+
+demo: build/.nano
+	$(PYTHON_IN_VENV) inference/general.py --model Cosmos-Nano-Text2World --cosmos_assets_dir $(NANO) \
+		--prompt "$(DEMO_PROMPT)" --video_save_path $(DEMO_VIDEO) --num_steps 10
+	@echo "The video is $(DEMO_VIDEO)"
+
+# One thread each: two workers share two cores. The plug-ins' options stand here, not in pyproject.toml, so that
+# pytest alone is enough elsewhere.
+test: $(VENV)/.test
+	@OMP_NUM_THREADS=1 $(PYTHON_IN_VENV) -m pytest -n 2 --dist loadfile --timeout 300 $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/.dev
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+typecheck: $(VENV)/.dev
+	@$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info

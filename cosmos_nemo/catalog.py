@@ -1,0 +1,211 @@
+"""The released models as data: one card each. Standard library only, so that every door can read it instantly.
+
+Sizes are in pixels and frames of the video unless a name says latent. A latent frame holds eight video frames
+(the first latent frame holds one) and a latent cell 8 x 8 pixels.
+"""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
+
+
+class Task(Enum):
+    """What a model does; picks the pipeline."""
+
+    TEXT2WORLD = "text2world"
+
+
+class CatalogError(ValueError):
+    """A model name, or a field of a card.json, that does not exist."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTShape:
+    """Sizes of a Cosmos 1.0 / Predict1 diffusion transformer (spec/predict1-diffusion.md, 1.1)."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    ffn_hidden_size: int
+    adaln_lora_dim: int = 256
+    text_dim: int = 1024
+    text_length: int = 512
+    latent_channels: int = 16
+    takes_given_mask: bool = False
+    patch_size: int = 2
+    max_latent_frames: int = 128
+    max_latent_height: int = 240
+    max_latent_width: int = 240
+    rope_ratios_THW: tuple[float, float, float] = (2.0, 1.0, 1.0)
+    base_fps: float = 24.0
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def patch_dim(self) -> int:
+        """Values of one token before the patch embedding: latent, (given-frame mask,) padding mask."""
+        return (self.latent_channels + self.takes_given_mask + 1) * self.patch_size**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerShape:
+    """Sizes of a continuous video tokenizer of the CV8x8x8 kind (spec/predict1-diffusion.md, 6.1)."""
+
+    channels: int = 128
+    channel_multipliers: tuple[int, ...] = (2, 4, 4)
+    num_res_blocks: int = 2
+    latent_channels: int = 16
+    patch_size: int = 4
+    spatial_compression: int = 8
+    temporal_compression: int = 8
+    statistics_frames: int = 16
+    """Latent frames for which mean_std.pt holds a mean and a standard deviation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoLimits:
+    """Sizes the weights were trained for (the defaults) and those the network can make."""
+
+    height: int = 704
+    width: int = 1280
+    num_frames: int = 121
+    fps: int = 24
+    min_frames: int = 9
+    max_frames: int = 121
+    size_multiple: int = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Hub repositories of a model's files; `weights_folder` is the folder inside the first."""
+
+    weights: str
+    weights_folder: str
+    tokenizer: str
+    text_encoder: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """Facts of one released model."""
+
+    name: str
+    task: Task
+    network: DiTShape
+    tokenizer: TokenizerShape
+    video: VideoLimits
+    sources: Sources
+    sampler: str = "RES"
+    num_steps: int = 35
+    guidance: float = 7.0
+    sigma_data: float = 0.5
+
+
+_TEXT2WORLD_7B = ModelCard(
+    name="Cosmos-1.0-Diffusion-7B-Text2World",
+    task=Task.TEXT2WORLD,
+    network=DiTShape(num_layers=28, hidden_size=4096, num_heads=32, ffn_hidden_size=16384),
+    tokenizer=TokenizerShape(),
+    video=VideoLimits(),
+    sources=Sources(
+        weights="nvidia/Cosmos-1.0-Diffusion-7B-Text2World",
+        weights_folder="nemo",
+        tokenizer="nvidia/Cosmos-1.0-Tokenizer-CV8x8x8",
+        text_encoder="google-t5/t5-11b",
+    ),
+)
+
+_TEXT2WORLD_14B = replace(
+    _TEXT2WORLD_7B,
+    name="Cosmos-1.0-Diffusion-14B-Text2World",
+    network=DiTShape(
+        num_layers=36,
+        hidden_size=5120,
+        num_heads=40,
+        ffn_hidden_size=20480,
+        rope_ratios_THW=(2.0, 2.0, 2.0),
+    ),
+    sources=replace(_TEXT2WORLD_7B.sources, weights="nvidia/Cosmos-1.0-Diffusion-14B-Text2World"),
+)
+
+_NANO_TEXT2WORLD = ModelCard(
+    name="Cosmos-Nano-Text2World",
+    task=Task.TEXT2WORLD,
+    network=DiTShape(
+        num_layers=4,
+        hidden_size=256,
+        num_heads=8,
+        ffn_hidden_size=1024,
+        adaln_lora_dim=32,
+        text_dim=64,
+        text_length=128,
+        max_latent_frames=32,
+        max_latent_height=64,
+        max_latent_width=64,
+    ),
+    tokenizer=TokenizerShape(channels=16),
+    video=VideoLimits(height=128, width=128, num_frames=33),
+    sources=Sources(
+        weights="cosmos-nemo/Cosmos-Nano-Text2World",
+        weights_folder="nemo",
+        tokenizer="cosmos-nemo/Cosmos-Nano-Tokenizer-CV8x8x8",
+        text_encoder="cosmos-nemo/Cosmos-Nano-T5",
+    ),
+)
+
+CARDS = {card.name: card for card in (_TEXT2WORLD_7B, _TEXT2WORLD_14B, _NANO_TEXT2WORLD)}
+
+
+def find_card(name: str) -> ModelCard:
+    """The card called `name`; CatalogError with the nearest names if there is none."""
+    if name in CARDS:
+        return CARDS[name]
+    near = difflib.get_close_matches(name, CARDS, n=2, cutoff=0.3) or list(CARDS)
+    raise CatalogError(f"--model {name} is unknown. Nearest: {', '.join(near)}. All: cosmos-nemo models")
+
+
+def with_overrides(card: ModelCard, fields: dict[str, Any]) -> ModelCard:
+    """`card` with the fields of a checkpoint folder's card.json, e.g. {"network": {"num_layers": 4}}."""
+    return _replace_nested(card, fields, at="")
+
+
+def _replace_nested(value: Any, fields: dict[str, Any], at: str) -> Any:
+    known = {field.name for field in dataclasses.fields(value)}
+    changes = {}
+    for name, new in fields.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1) or sorted(known)
+            raise CatalogError(f"card.json: {at}{name} is no field of a card. Nearest: {', '.join(near)}")
+        old = getattr(value, name)
+        if dataclasses.is_dataclass(old):
+            new = _replace_nested(old, new, at=f"{at}{name}.")
+        elif isinstance(old, tuple):
+            new = tuple(new)
+        elif isinstance(old, Enum):
+            new = type(old)(new)
+        changes[name] = new
+    return replace(value, **changes)
+
+
+def overrides_of(card: ModelCard, base: ModelCard) -> dict[str, Any]:
+    """The fields in which `card` differs from `base`: what its card.json holds."""
+    return _differences(card, base)
+
+
+def _differences(value: Any, base: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(value):
+        new, old = getattr(value, field.name), getattr(base, field.name)
+        if new == old:
+            continue
+        if dataclasses.is_dataclass(new):
+            found[field.name] = _differences(new, old)
+        elif isinstance(new, Enum):
+            found[field.name] = new.value
+        else:
+            found[field.name] = new
+    return found

@@ -1,0 +1,147 @@
+"""The two back ends, torch and Transformer Engine, as sets of building blocks. Only here is TE imported."""
+
+import importlib.util
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup, get_process_group_ranks
+
+from cosmos_nemo.models.common.attention import TorchAttention, TorchRMSNorm, attend_in_context
+from cosmos_nemo.parallel.context import local_length
+
+logger = logging.getLogger(__name__)
+
+
+class BackendError(ValueError):
+    """A back end that this machine cannot run."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Classes a layer is made of, and what Megatron's config must say to build them on the meta device."""
+
+    name: str
+    column_linear: type
+    row_linear: type
+    rms_norm: type[nn.Module]
+    attention: type[nn.Module]
+    meta_config: Mapping[str, bool]
+
+
+def torch_backend() -> Backend:
+    return Backend(
+        name="torch",
+        column_linear=ColumnParallelLinear,
+        row_linear=RowParallelLinear,
+        rms_norm=TorchRMSNorm,
+        attention=TorchAttention,
+        meta_config={"use_cpu_initialization": True},
+    )
+
+
+def te_backend() -> Backend:
+    """Transformer Engine's linears, norms and attention; BackendError where it does not import."""
+    reason = te_missing()
+    if reason is not None:
+        raise BackendError(f"--backend te cannot run here: {reason}. Pass --backend torch.")
+    from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TERowParallelLinear
+
+    return Backend(
+        name="te",
+        column_linear=TEColumnParallelLinear,
+        row_linear=TERowParallelLinear,
+        rms_norm=TERMSNorm,
+        attention=TEAttention,
+        meta_config={"init_model_with_meta_device": True},
+    )
+
+
+def te_missing() -> str | None:
+    """Why Transformer Engine cannot be used, or None when it can."""
+    if not torch.cuda.is_available():
+        return "Transformer Engine needs a CUDA device"
+    if importlib.util.find_spec("transformer_engine") is None:
+        return "the package transformer_engine is not installed"
+    try:
+        import transformer_engine.pytorch  # noqa: F401
+    except Exception as error:  # a broken install raises anything from OSError to AssertionError
+        return f"transformer_engine does not import ({type(error).__name__}: {error})"
+    return None
+
+
+def choose_backend(asked: str, environ: Mapping[str, str]) -> Backend:
+    """The back end for --backend `asked`; "auto" is te on CUDA where it imports.
+
+    NVTE_FUSED_ATTN=0, as NeMo's published commands set it, would leave TE with flash attention at half the
+    speed of cuDNN, or with unfused attention at 203 GB; then auto takes torch, whose cuDNN attention it spares.
+    """
+    if asked == "torch":
+        backend, reason = torch_backend(), "asked for"
+    elif asked == "te":
+        backend, reason = te_backend(), "asked for"
+    elif environ.get("NVTE_FUSED_ATTN") == "0":
+        backend, reason = torch_backend(), "NVTE_FUSED_ATTN=0 takes cuDNN attention from Transformer Engine"
+    elif (missing := te_missing()) is not None:
+        backend, reason = torch_backend(), missing
+    else:
+        backend, reason = te_backend(), "Transformer Engine imports"
+    logger.info("back end %s: %s", backend.name, reason)
+    return backend
+
+
+class TERMSNorm(nn.Module):
+    """Constructs Transformer Engine's RMSNorm (never an instance of this class)."""
+
+    def __new__(cls, *, hidden_size: int, eps: float, dtype: torch.dtype) -> Any:
+        import transformer_engine.pytorch as te
+
+        return te.RMSNorm(hidden_size, eps=eps, params_dtype=dtype, device="meta")
+
+
+class TEAttention(nn.Module):
+    """Transformer Engine's attention, with its ring over the context parallel group where nothing is padded.
+
+    The ring needs an even number of tokens on every rank. Otherwise tokens and heads are exchanged as in the
+    torch back end, around a plain attention of as many heads as it then sees.
+    """
+
+    def __init__(self, *, num_heads: int, head_dim: int, cp: ProcessGroup | None) -> None:
+        super().__init__()
+        self.cp = cp
+        ranks = cp.size() if cp is not None else 1
+        counts = {num_heads} | ({num_heads // ranks} if num_heads % ranks == 0 else set())
+        self.plain = nn.ModuleDict({str(n): _te_attention(n, head_dim) for n in counts})
+        self.ring = _te_attention(num_heads, head_dim) if ranks > 1 else None
+        if self.ring is not None:
+            assert cp is not None
+            self.ring.set_context_parallel_group(cp, get_process_group_ranks(cp), torch.cuda.Stream(), "p2p")
+
+    def forward(self, q_sBNK: Tensor, k_LBNK: Tensor, v_LBNK: Tensor, num_tokens: int) -> Tensor:
+        """As TorchAttention.forward."""
+        if self.cp is None:
+            return self._attend(q_sBNK, k_LBNK, v_LBNK)
+        length = local_length(num_tokens, self.cp)
+        if self.ring is not None and length * self.cp.size() == num_tokens and length % 2 == 0:
+            return _call(self.ring, q_sBNK, k_LBNK, v_LBNK)
+        return attend_in_context(self._attend, q_sBNK, k_LBNK, v_LBNK, self.cp, num_tokens)
+
+    def _attend(self, q_SBNK: Tensor, k_LBNK: Tensor, v_LBNK: Tensor) -> Tensor:
+        return _call(self.plain[str(q_SBNK.shape[2])], q_SBNK, k_LBNK, v_LBNK)
+
+
+def _te_attention(num_heads: int, head_dim: int) -> nn.Module:
+    import transformer_engine.pytorch as te
+
+    return te.DotProductAttention(
+        num_heads, head_dim, attention_dropout=0.0, qkv_format="sbhd", attn_mask_type="no_mask"
+    )
+
+
+def _call(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out_SBD = attention(q.contiguous(), k.contiguous(), v.contiguous())
+    return out_SBD.view(*out_SBD.shape[:2], q.shape[2], -1)

@@ -1,0 +1,118 @@
+"""Decoding a latent piece by piece over time, with the frames of the unsplit decode.
+
+Everything in the decoder looks at one frame (norms, spatial convolutions and attention) or back in time. The
+middle block, whose temporal attention looks back to the start, runs on the whole clip, which is small at the
+latent's size. After it each causal convolution needs the last frames of the piece before, and nothing else:
+they are its carry. A module without a carry is at the first piece.
+
+Each function here is the forward pass of the diffusers module it is given, for one piece.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cosmos_nemo.models.video_tokenizer.middle import middle
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLCosmos
+    from diffusers.models.autoencoders.autoencoder_kl_cosmos import (
+        CosmosCausalConv3d,
+        CosmosConvProjection3d,
+        CosmosDecoder3d,
+        CosmosResnetBlock3d,
+        CosmosUnpatcher3d,
+        CosmosUpBlock3d,
+        CosmosUpsample3d,
+    )
+
+Carry = dict[nn.Module, Tensor]
+
+
+@torch.no_grad()
+def decode_pieces(
+    autoencoder: "AutoencoderKLCosmos", latent_BCTHW: Tensor, *, frames_per_piece: int
+) -> Iterator[Tensor]:
+    """Video [B, 3, T, H, W] of a latent that is not normalised, `frames_per_piece` latent frames at a time.
+
+    A latent frame becomes 8 frames of the video, the first one becomes 1.
+    """
+    decoder = autoencoder.decoder
+    hidden = decoder.conv_in(autoencoder.post_quant_conv(latent_BCTHW))
+    hidden = middle(decoder.mid_block, hidden)
+    carry: Carry = {}
+    for piece in hidden.split(frames_per_piece, dim=2):
+        yield _after_middle(decoder, piece, carry)
+
+
+def _after_middle(decoder: "CosmosDecoder3d", x: Tensor, carry: Carry) -> Tensor:
+    is_first = not carry
+    for block in decoder.up_blocks:
+        x = _up_block(block, x, carry)
+    x = F.silu(decoder.norm_out(x), inplace=True)
+    x = _projection(decoder.conv_out, x, carry)
+    return _unpatch(decoder.unpatch_embed, x, is_first=is_first)
+
+
+def _up_block(block: "CosmosUpBlock3d", x: Tensor, carry: Carry) -> Tensor:
+    for resnet in block.resnets:
+        x = _resnet(resnet, x, carry)
+    for upsampler in block.upsamplers or ():
+        x = _upsample(upsampler, x, carry)
+    return x
+
+
+def _resnet(block: "CosmosResnetBlock3d", x: Tensor, carry: Carry) -> Tensor:
+    hidden = F.silu(block.norm1(x), inplace=True)
+    hidden = _projection(block.conv1, hidden, carry)
+    hidden = F.silu(block.norm2(hidden), inplace=True)
+    hidden = _projection(block.conv2, hidden, carry)
+    return hidden.add_(block.conv_shortcut(x))
+
+
+def _projection(pair: "CosmosConvProjection3d", x: Tensor, carry: Carry) -> Tensor:
+    return _causal_conv(pair.conv_t, pair.conv_s(x), carry)
+
+
+def _upsample(block: "CosmosUpsample3d", x: Tensor, carry: Carry) -> Tensor:
+    """Twice the frames, of which the clip's first is dropped, then twice the rows and columns."""
+    if block.temporal_upsample:
+        is_first = block.conv1 not in carry
+        x = x.repeat_interleave(2, dim=2)[:, :, int(is_first) :]
+        x = _causal_conv(block.conv1, x, carry).add_(x)
+    if block.spatial_upsample:
+        x = x.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
+        x = block.conv2(x).add_(x)
+    return block.conv3(x)
+
+
+def _unpatch(unpatcher: "CosmosUnpatcher3d", x: Tensor, *, is_first: bool) -> Tensor:
+    """The inverse Haar transform; of the clip's first patch all frames but one are dropped."""
+    for _ in range(unpatcher.patch_size.bit_length() - 1):
+        x = _inverse_haar(x, unpatcher.wavelets[0].to(x.dtype))
+    return x[:, :, unpatcher.patch_size - 1 :] if is_first else x
+
+
+def _inverse_haar(x: Tensor, wavelet: Tensor) -> Tensor:
+    """One level [B, 8C, T, H, W] -> [B, C, 2T, 2H, 2W]; sub-bands LLL, LLH .. HHH, the letters T, H, W.
+
+    In the order of diffusers' transposed convolutions and with their rounding, in a tenth of their time.
+    """
+    x = x.unflatten(1, (8, -1))
+    for axis in (-1, -2, -3):
+        low, high = (x.unflatten(1, (-1, 2)) * wavelet).unbind(2)
+        x = torch.stack((low + high, low - high), dim=x.ndim + 1 + axis).flatten(axis - 1, axis)
+    return x.squeeze(1) * 8**0.5
+
+
+def _causal_conv(conv: "CosmosCausalConv3d", x: Tensor, carry: Carry) -> Tensor:
+    """A convolution over time that sees the frames before the piece; before the clip, its first frame."""
+    before = carry.get(conv)
+    if before is None:
+        before = x[:, :, :1].expand(-1, -1, conv.temporal_pad, -1, -1)
+    x = torch.cat([before, x], dim=2)
+    carry[conv] = x[:, :, x.shape[2] - conv.temporal_pad :].clone()
+    return F.conv3d(x, conv.weight, conv.bias)

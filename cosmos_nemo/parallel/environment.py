@@ -1,0 +1,57 @@
+"""Which rank this process is, read from what torchrun or srun put into the environment."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """This process among those started. `address` is None for a process started alone."""
+
+    rank: int = 0
+    num_ranks: int = 1
+    local_rank: int = 0
+    address: str | None = None
+    port: int = 0
+    store_is_hosted: bool = False
+    """The launcher's agent already serves the rendezvous store (torchrun does)."""
+    attempt: str = "0"
+    """Counts torchrun's restarts, which share one store."""
+
+
+def ranks_from(environ: Mapping[str, str]) -> Ranks:
+    """torchrun's variables first, then a Slurm step's (srun), else one process alone.
+
+    The number of GPUs plays no role: several nodes, or more GPUs than ranks, are counted right.
+    """
+    if "RANK" in environ and "WORLD_SIZE" in environ:
+        return Ranks(
+            rank=int(environ["RANK"]),
+            num_ranks=int(environ["WORLD_SIZE"]),
+            local_rank=int(environ.get("LOCAL_RANK", "0")),
+            address=environ.get("MASTER_ADDR", "127.0.0.1"),
+            port=int(environ.get("MASTER_PORT", "29500")),
+            store_is_hosted=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+            attempt=environ.get("TORCHELASTIC_RESTART_COUNT", "0"),
+        )
+    # SLURM_NTASKS also stands in the environment of a batch script, which is one process: only a step counts.
+    if "SLURM_STEP_NUM_TASKS" in environ and "SLURM_PROCID" in environ:
+        job = int(environ.get("SLURM_JOB_ID", "0"))
+        return Ranks(
+            rank=int(environ["SLURM_PROCID"]),
+            num_ranks=int(environ["SLURM_STEP_NUM_TASKS"]),
+            local_rank=int(environ.get("SLURM_LOCALID", "0")),
+            address=environ.get("MASTER_ADDR") or first_host(environ.get("SLURM_STEP_NODELIST", "127.0.0.1")),
+            port=int(environ.get("MASTER_PORT", str(20000 + job % 10000))),
+        )
+    return Ranks()
+
+
+def first_host(nodelist: str) -> str:
+    """The first host of a Slurm node list: `n1`, `n1,n2`, `gpu[07-09,12]`, `rack1-n[1,3].local`."""
+    match = re.match(r"(?P<head>[^,\[]*)(\[(?P<range>[^\]]*)\](?P<tail>[^,]*))?", nodelist)
+    assert match is not None
+    if match["range"] is None:
+        return match["head"]
+    return match["head"] + re.split(r"[-,]", match["range"])[0] + (match["tail"] or "")

@@ -1,0 +1,76 @@
+"""How the ranks that take part share one video: guidance branches x context parallel x tensor parallel."""
+
+from dataclasses import dataclass
+
+from cosmos_nemo.request import RequestError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Group sizes; their product is the number of ranks that take part.
+
+    `cfg` 2 puts the two guidance branches on two halves of the ranks, `cp` splits the tokens of one branch,
+    `tp` splits the matrices of every layer.
+    """
+
+    cfg: int = 1
+    cp: int = 1
+    tp: int = 1
+
+    @property
+    def num_ranks(self) -> int:
+        return self.cfg * self.cp * self.tp
+
+    def __str__(self) -> str:
+        return f"guidance branches {self.cfg} x context parallel {self.cp} x tensor parallel {self.tp}"
+
+
+def make_plan(
+    *,
+    num_devices: int,
+    num_heads: int,
+    num_branches: int,
+    cp_size: int | None = None,
+    tensor_parallel: int = 1,
+    cfg_parallel: str = "auto",
+) -> Plan:
+    """The plan for `num_devices` ranks; RequestError when the sizes asked for do not multiply to them.
+
+    num_branches: network calls a step needs, 2 with guidance, 1 without. `cfg_parallel` "auto" splits the
+    branches whenever the ranks that `cp_size` and `tensor_parallel` leave are even: halves exchange one
+    latent a step, where context parallel exchanges every layer's keys and values.
+    """
+    if tensor_parallel < 1 or num_heads % tensor_parallel:
+        divisors = ", ".join(str(n) for n in range(1, num_heads + 1) if num_heads % n == 0)
+        raise RequestError(
+            f"--tensor_parallel {tensor_parallel} does not divide the {num_heads} heads of the model. "
+            f"Pass one of {divisors}."
+        )
+    if cp_size is not None and cp_size < 1:
+        raise RequestError(f"--cp_size {cp_size} must be at least 1.")
+    if cfg_parallel == "on" and num_branches == 1:
+        raise RequestError(
+            "--cfg_parallel on needs two guidance branches, but with --guidance 0 or -1 there is one. "
+            "Pass --cfg_parallel auto."
+        )
+    cfg = _guidance_halves(num_devices, num_branches, cp_size, tensor_parallel, cfg_parallel)
+    cp = cp_size if cp_size is not None else num_devices // (cfg * tensor_parallel)
+    plan = Plan(cfg=cfg, cp=cp, tp=tensor_parallel)
+    if plan.num_ranks != num_devices or cp < 1:
+        raise RequestError(
+            f"--cp_size {cp_size if cp_size is not None else 'auto'} --tensor_parallel {tensor_parallel} "
+            f"--cfg_parallel {cfg_parallel} make {plan} = {plan.num_ranks} ranks, but {num_devices} take part "
+            f"(--num_devices). Choose sizes whose product is {num_devices}, or leave --cp_size out."
+        )
+    return plan
+
+
+def _guidance_halves(
+    num_devices: int, num_branches: int, cp_size: int | None, tensor_parallel: int, cfg_parallel: str
+) -> int:
+    if cfg_parallel == "on":
+        return 2
+    if cfg_parallel == "off" or num_branches == 1:
+        return 1
+    left = num_devices // (tensor_parallel * (cp_size or 1))
+    return 2 if (left == 2 if cp_size is not None else left % 2 == 0 and left > 0) else 1

@@ -1,0 +1,146 @@
+"""What a person asks for: a Setup once per process, a request once per video, and the rules both must keep.
+
+Standard library only. Flag names in the messages are those of the doors.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from cosmos_nemo.catalog import ModelCard
+
+DEFAULT_NEGATIVE_PROMPT = (
+    "The video captures a series of frames showing ugly scenes, static with no motion, motion blur, "
+    "over-saturation, shaky footage, low resolution, grainy texture, pixelated images, poorly lit areas, "
+    "underexposed and overexposed scenes, poor color balance, washed out colors, choppy sequences, jerky "
+    "movements, low frame rate, artifacting, color banding, unnatural transitions, outdated special effects, "
+    "fake elements, unconvincing visuals, poorly edited content, jump cuts, visual noise, and flickering. "
+    "Overall, the video is of poor quality."
+)
+BACKENDS = ("auto", "te", "torch")
+CFG_PARALLEL = ("auto", "on", "off")
+TEXT_ENCODER_DTYPES = ("bfloat16", "float32")
+SAMPLER_NAMES = ("RES", "RES-1euler", "RES-2mid", "EDM")
+OFFLOADABLE = ("text_encoder", "denoise", "tokenizer")
+VIDEO_SUFFIXES = (".mp4", ".npy")
+_MAX_SEED = 2**32 - 1
+
+
+class RequestError(ValueError):
+    """A request or flag that cannot be served; the door's exit status is 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Chosen once per process. Paths are as the person gave them; None means: look where the card says."""
+
+    model: str
+    nemo_checkpoint: Path | None = None
+    assets_dir: Path | None = None
+    tokenizer_dir: Path | None = None
+    text_encoder_dir: Path | None = None
+    t5_cache_dir: Path | None = None
+    num_devices: int | None = None
+    cp_size: int | None = None
+    tensor_parallel: int = 1
+    cfg_parallel: str = "auto"
+    backend: str = "auto"
+    text_encoder_dtype: str = "bfloat16"
+    offload: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text2WorldRequest:
+    """One video. Sizes in pixels and frames; `guidance` g weighs cond + g * (cond - uncond)."""
+
+    prompt: str
+    negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
+    subject_name: str = ""
+    height: int = 704
+    width: int = 1280
+    num_frames: int = 121
+    fps: int = 24
+    num_steps: int = 35
+    guidance: float = 7.0
+    sampler: str = "RES"
+    seed: int = 1
+    video_path: Path = Path("output.mp4")
+
+    @property
+    def num_branches(self) -> int:
+        """Network calls a step: at g = 0 only the prompt counts, at g = -1 only the negative prompt."""
+        return 1 if self.guidance in (0.0, -1.0) else 2
+
+
+def validate_setup(setup: Setup) -> None:
+    """RequestError for a value that no machine could serve."""
+    _one_of("--backend", setup.backend, BACKENDS)
+    _one_of("--cfg_parallel", setup.cfg_parallel, CFG_PARALLEL)
+    _one_of("--text_encoder_dtype", setup.text_encoder_dtype, TEXT_ENCODER_DTYPES)
+    for stage in sorted(setup.offload):
+        _one_of("--offload", stage, OFFLOADABLE)
+    if setup.num_devices is not None:
+        _at_least("--num_devices", setup.num_devices, 1)
+
+
+def validate_request(request: Text2WorldRequest, card: ModelCard) -> None:
+    """RequestError, naming the flag, the value and the way out, unless `card` can make this video."""
+    if not request.prompt.strip():
+        raise RequestError("--prompt is empty. Describe the video to make.")
+    _size("--height", request.height, card, card.network.max_latent_height)
+    _size("--width", request.width, card, card.network.max_latent_width)
+    _frames(request.num_frames, card)
+    _at_least("--fps", request.fps, 1)
+    _at_least("--num_steps", request.num_steps, 1)
+    if not math.isfinite(request.guidance):
+        raise RequestError(f"--guidance {request.guidance} is no number. 7 is a good start.")
+    _one_of("--sampler", request.sampler, SAMPLER_NAMES)
+    if not 0 <= request.seed <= _MAX_SEED:
+        raise RequestError(f"--seed {request.seed} must lie between 0 and {_MAX_SEED}.")
+    if request.video_path.suffix.lower() not in VIDEO_SUFFIXES:
+        raise RequestError(
+            f"--video_save_path {request.video_path} must end in {' or '.join(VIDEO_SUFFIXES)}, "
+            f"e.g. {request.video_path / 'video.mp4'}."
+        )
+
+
+def latent_shape(request: Text2WorldRequest, card: ModelCard) -> tuple[int, int, int, int, int]:
+    """B, C, T, H, W of the latent of one video."""
+    tokenizer = card.tokenizer
+    frames = (request.num_frames - 1) // tokenizer.temporal_compression + 1
+    side = tokenizer.spatial_compression
+    return 1, tokenizer.latent_channels, frames, request.height // side, request.width // side
+
+
+def _size(flag: str, value: int, card: ModelCard, max_latent: int) -> None:
+    multiple = card.video.size_multiple
+    largest = max_latent * card.tokenizer.spatial_compression
+    if value < multiple or value % multiple or value > largest:
+        nearest = min(max(round(value / multiple), 1) * multiple, largest)
+        raise RequestError(
+            f"{flag} {value} does not fit {card.name}: it makes multiples of {multiple} up to {largest}. "
+            f"Pass {nearest}."
+        )
+
+
+def _frames(value: int, card: ModelCard) -> None:
+    video, step = card.video, card.tokenizer.temporal_compression
+    if video.min_frames <= value <= video.max_frames and value % step == 1:
+        return
+    below = min(max((value - 1) // step * step + 1, video.min_frames), video.max_frames)
+    above = min(below + step, video.max_frames)
+    ways = str(below) if above == below else f"{below} or {above}"
+    raise RequestError(
+        f"--num_video_frames {value} does not fit {card.name}: it makes {step}k+1 frames from "
+        f"{video.min_frames} to {video.max_frames}. Pass {ways}."
+    )
+
+
+def _at_least(flag: str, value: int, least: int) -> None:
+    if value < least:
+        raise RequestError(f"{flag} {value} must be at least {least}.")
+
+
+def _one_of(flag: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise RequestError(f"{flag} {value} is unknown. Pass one of {', '.join(choices)}.")

@@ -1,0 +1,125 @@
+"""The diffusion network as a stage: from noise and text to a latent, over all ranks of the plan."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from cosmos_nemo.catalog import ModelCard
+from cosmos_nemo.checkpoint.load import load_into
+from cosmos_nemo.checkpoint.names import network_rules
+from cosmos_nemo.checkpoint.reader import open_checkpoint
+from cosmos_nemo.models.common.backend import Backend
+from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT, Positions
+from cosmos_nemo.models.cosmos1_dit.layers import KeyValue
+from cosmos_nemo.models.cosmos1_dit.spec import build_network
+from cosmos_nemo.parallel.groups import Groups
+from cosmos_nemo.parallel.rank_zero import everywhere
+from cosmos_nemo.request import Text2WorldRequest, latent_shape
+from cosmos_nemo.sampling.denoiser import EdmDenoiser, branches_needed, guided
+from cosmos_nemo.sampling.noise import draw_noise
+from cosmos_nemo.sampling.samplers import SAMPLERS, OnStep
+from cosmos_nemo.stages.base import Stage
+
+
+class Denoise(Stage):
+    """Samples a latent. Every rank calls it with the same arguments and gets the same latent."""
+
+    name = "denoise"
+
+    def __init__(
+        self,
+        *,
+        card: ModelCard,
+        checkpoint: Path,
+        groups: Groups,
+        backend: Backend,
+        device: torch.device,
+        dtype: torch.dtype,
+        offload: bool = False,
+    ) -> None:
+        super().__init__(device=device, offload=offload)
+        self.card, self.checkpoint = card, checkpoint
+        self.groups, self.backend, self.dtype = groups, backend, dtype
+
+    def build(self) -> nn.Module:
+        return everywhere(self._build, self.groups.world)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        request: Text2WorldRequest,
+        prompt_BLD: Tensor,
+        negative_BLD: Tensor,
+        *,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """The normalised latent [1, C, T, H, W], float32. Text embeddings: [1, L, D], zeros for "no text"."""
+        network = self.module
+        assert isinstance(network, Cosmos1DiT)
+        noise = draw_noise(latent_shape(request, self.card), seed=request.seed).to(self.device)
+        predict = _GuidedNetwork(
+            network,
+            groups=self.groups,
+            guidance=request.guidance,
+            text={"cond": prompt_BLD, "uncond": negative_BLD},
+            positions=network.positions(tuple(noise.shape[2:]), fps=request.fps),
+        )
+        sampler = SAMPLERS[request.sampler]
+        denoiser = EdmDenoiser(predict, self.card.sigma_data)
+        x0 = sampler.sample(denoiser, noise, num_steps=request.num_steps, on_step=on_step)
+        return x0 / self.card.sigma_data
+
+    def _build(self) -> Cosmos1DiT:
+        checkpoint = open_checkpoint(self.checkpoint)
+        rules = network_rules(self.card.network, checkpoint)
+        collection = self.groups.collection
+        network = build_network(
+            self.card.network,
+            backend=self.backend,
+            pg_collection=collection,
+            device=self.device,
+            dtype=self.dtype,
+        )
+        load_into(
+            network,
+            checkpoint=checkpoint,
+            rules=rules,
+            tensor_parallel_rank=collection.tp.rank(),
+            tensor_parallel_size=collection.tp.size(),
+        )
+        return network
+
+
+class _GuidedNetwork:
+    """(c_in x, c_noise) -> guided F. With the branches on two halves of the ranks, each half computes one."""
+
+    def __init__(
+        self,
+        network: Cosmos1DiT,
+        *,
+        groups: Groups,
+        guidance: float,
+        text: dict[str, Tensor],
+        positions: Positions,
+    ) -> None:
+        self.network, self.groups, self.guidance, self.positions = network, groups, guidance, positions
+        branches = branches_needed(guidance)
+        self.halved = len(branches) == 2 and groups.plan.cfg == 2
+        mine = branches[groups.cfg_rank : groups.cfg_rank + 1] if self.halved else branches
+        self.text: list[list[KeyValue]] = [network.encode_text(text[branch]) for branch in mine]
+
+    def __call__(self, x_BCTHW: Tensor, c_noise: Tensor) -> Tensor:
+        modulation = self.network.modulate(c_noise.reshape(1))
+        outputs = [
+            self.network(x_BCTHW, modulation=modulation, text=text, positions=self.positions) for text in self.text
+        ]
+        if self.halved:
+            outputs = self._exchange(outputs[0])
+        return outputs[0] if len(outputs) == 1 else guided(outputs[0], outputs[1], self.guidance)
+
+    def _exchange(self, output_BCTHW: Tensor) -> list[Tensor]:
+        both = output_BCTHW.new_empty(2 * output_BCTHW.shape[0], *output_BCTHW.shape[1:])
+        dist.all_gather_into_tensor(both, output_BCTHW.contiguous(), group=self.groups.cfg)
+        return list(both.chunk(2))

@@ -1,0 +1,55 @@
+"""CHECKS: what a reference file says it is for -> the function that checks it.
+
+Each function imports its module when called, so that a check costs only the imports it needs.
+"""
+
+from dataclasses import dataclass
+
+from cosmos_nemo.tools.checks import Case, CheckFunction, Options, Outputs, Tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    function: CheckFunction
+    takes_weights: bool = False
+    """Whether a checkpoint can stand in for the weights inside the reference file."""
+
+
+def _predict1_dit(case: Case, tensors: Tensors, options: Options) -> Outputs:
+    from cosmos_nemo.tools.checks import predict1_dit
+
+    return predict1_dit.check(case, tensors, options)
+
+
+def _predict1_rope(case: Case, tensors: Tensors, options: Options) -> Outputs:
+    from cosmos_nemo.tools.checks import predict1_rope
+
+    return predict1_rope.check(case, tensors, options)
+
+
+def _predict1_res(case: Case, tensors: Tensors, options: Options) -> Outputs:
+    from cosmos_nemo.tools.checks import predict1_res
+
+    return predict1_res.check(case, tensors, options)
+
+
+def _predict1_sample(case: Case, tensors: Tensors, options: Options) -> Outputs:
+    from cosmos_nemo.tools.checks import predict1_sample
+
+    return predict1_sample.check(case, tensors, options)
+
+
+def _predict1_tokenizer(case: Case, tensors: Tensors, options: Options) -> Outputs:
+    from cosmos_nemo.tools.checks import predict1_tokenizer
+
+    return predict1_tokenizer.check(case, tensors, dtype=options.dtype, device=options.device)
+
+
+CHECKS = {
+    "predict1_dit": Check(function=_predict1_dit, takes_weights=True),
+    "predict1_dit_video": Check(function=_predict1_dit, takes_weights=True),
+    "predict1_rope": Check(function=_predict1_rope),
+    "predict1_res": Check(function=_predict1_res),
+    "predict1_sample": Check(function=_predict1_sample, takes_weights=True),
+    "predict1_tokenizer": Check(function=_predict1_tokenizer),
+}

@@ -1,0 +1,39 @@
+"""The console script `cosmos-nemo`: one command per file of this folder, imported when it is called."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from cosmos_nemo.console import set_up_logging
+
+COMMANDS = {
+    "models": "the released models this version knows",
+    "inspect": "what a checkpoint holds",
+    "convert": "a checkpoint into another format",
+    "standin": "nano-size random weights in a model's released layout",
+    "verify": "this package against reference outputs",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status of `cosmos-nemo ARGV`."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="cosmos-nemo", description="Cosmos world models: tools.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        if argv[:1] == [name]:
+            _module(name).add_arguments(command)
+    args = parser.parse_args(argv)
+    set_up_logging(verbose=False)
+    return int(_module(args.command).run(args))
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"cosmos_nemo.tools.{name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,22 @@
+"""`cosmos-nemo models`: the cards."""
+
+import argparse
+
+from cosmos_nemo.catalog import CARDS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """It takes none."""
+
+
+def run(args: argparse.Namespace) -> int:
+    for card in CARDS.values():
+        video, network = card.video, card.network
+        print(card.name)
+        print(f"  {card.task.value}; {network.num_layers} layers of width {network.hidden_size}")
+        print(
+            f"  {video.num_frames} frames of {video.width} x {video.height} at {video.fps} fps; "
+            f"{card.sampler}, {card.num_steps} steps, guidance {card.guidance:g}"
+        )
+        print(f"  {card.sources.weights}/{card.sources.weights_folder}")
+    return 0

@@ -1,0 +1,94 @@
+"""Random video tokenizers in the layouts of the released ones, to try everything without the weights."""
+
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from cosmos_nemo.catalog import TokenizerShape
+from cosmos_nemo.checkpoint.tokenizer_names import PARTS, tensor_shapes, upstream_name
+
+# Of the last convolution: its 192 sub-band values then sum to a video of standard deviation about 0.4.
+_LAST_GAIN = 0.08
+
+
+def write_released_tokenizer(
+    shape: TokenizerShape, folder: Path, *, seed: int, layout: Literal["jit", "safetensors"] = "jit"
+) -> None:
+    """Writes a random tokenizer and its statistics into `folder`, made if need be.
+
+    "jit" is the layout of nvidia/Cosmos-1.0-Tokenizer-CV8x8x8: encoder.jit and decoder.jit, of which only the
+    tensors are real (running them returns the input); "safetensors" is one tokenizer.safetensors. Both have
+    NVIDIA's names and lie beside mean_std.pt and image_mean_std.pt.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if layout == "jit":
+        for part in PARTS:
+            _write_archive(_released_tensors(shape, seed=seed, parts=(part,)), folder / f"{part}.jit")
+    else:
+        from safetensors.torch import save_file
+
+        save_file(_released_tensors(shape, seed=seed), folder / "tokenizer.safetensors")
+    draw = torch.Generator().manual_seed(seed)
+    _write_statistics(shape.latent_channels * shape.statistics_frames, folder / "mean_std.pt", draw)
+    _write_statistics(shape.latent_channels, folder / "image_mean_std.pt", draw)
+
+
+def random_weights(shape: TokenizerShape, *, seed: int, parts: Collection[str] = PARTS) -> dict[str, Tensor]:
+    """Float32 weights under diffusers' names that make videos about -1..1 from unit normal latents."""
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        name: _random_tensor(name, sizes, draw) for name, sizes in tensor_shapes(shape, parts=parts).items()
+    }
+
+
+def _random_tensor(name: str, sizes: tuple[int, ...], draw: torch.Generator) -> Tensor:
+    values = torch.randn(sizes, generator=draw)
+    if name.endswith("norm.weight"):
+        return 1 + 0.1 * values
+    gain = _LAST_GAIN if name.startswith("decoder.conv_out.conv_t.") else 1.0
+    if name.endswith(".bias"):
+        return 0.1 * gain * values
+    return gain / math.sqrt(math.prod(sizes[1:])) * values
+
+
+def _released_tensors(
+    shape: TokenizerShape, *, seed: int, parts: Collection[str] = PARTS
+) -> dict[str, Tensor]:
+    """Weights under NVIDIA's names with the constants that the released archives hold beside them."""
+    weights = random_weights(shape, seed=seed, parts=parts)
+    haar = {"wavelets": torch.full((2,), 0.5**0.5), "_arange": torch.arange(2.0)}
+    patchers = {"encoder": "encoder.patcher3d", "decoder": "decoder.unpatcher3d"}
+    constants = {f"{patchers[part]}.{name}": values.clone() for part in parts for name, values in haar.items()}
+    if "encoder" in parts:
+        constants["encoder.patcher3d.patch_size_buffer"] = torch.tensor([float(shape.patch_size)])
+    return {upstream_name(name, shape): values for name, values in weights.items()} | constants
+
+
+def _write_statistics(count: int, path: Path, draw: torch.Generator) -> None:
+    mean = 0.1 * torch.randn(count, generator=draw)
+    std = 0.5 + torch.rand(count, generator=draw)
+    torch.save((mean, std), path)
+
+
+class _Branch(nn.Module):
+    """A node of the archive's module tree."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def _write_archive(tensors: Mapping[str, Tensor], path: Path) -> None:
+    root = _Branch()
+    for name, values in tensors.items():
+        *branches, leaf = name.split(".")
+        node: nn.Module = root
+        for branch in branches:
+            if not hasattr(node, branch):
+                node.add_module(branch, _Branch())
+            node = node.get_submodule(branch)
+        node.register_buffer(leaf, values)
+    torch.jit.script(root.eval()).save(str(path))

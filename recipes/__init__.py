@@ -1,0 +1,1 @@
+"""Recipes for nemo_run; installed as `cosmos_nemo_recipes`."""

@@ -1,0 +1,1 @@
+"""A package, though it holds only tests: nemo_toolkit installs one of this name, which would win otherwise."""

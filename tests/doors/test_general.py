@@ -1,0 +1,286 @@
+"""inference/general.py, run as a person runs it: as a process, on stand-ins, with its files and its status."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import imageio
+import numpy
+import pytest
+
+ROOT = Path(__file__).parents[2]
+GENERAL = ROOT / "inference/general.py"
+NANO = "Cosmos-Nano-Text2World"
+SMALL = ["--height", "32", "--width", "48", "--num_video_frames", "9", "--num_steps", "2"]
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+launcher = _load(ROOT / "tests/parallel/launcher.py")
+commands = _load(ROOT / "tests/doors/commands.py")
+
+
+def _standin(card: str, folder: Path, layout: str = "folder") -> Path:
+    from cosmos_nemo.catalog import find_card
+    from cosmos_nemo.tools.standin import write_standin
+
+    write_standin(find_card(card), folder, seed=0, layout=layout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _standin(NANO, tmp_path_factory.mktemp("nano") / "assets")
+
+
+def _run(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "COSMOS_NEMO_CACHE": "",
+        **variables,
+    }
+    return subprocess.run(
+        [sys.executable, str(GENERAL), *argv], env=environment, capture_output=True, text=True, timeout=240
+    )
+
+
+def _nano_flags(nano: Path, video: Path, *more: str) -> list[str]:
+    return [
+        *("--model", NANO, "--cosmos_assets_dir", str(nano), "--prompt", "A red ball moves to the left."),
+        *("--video_save_path", str(video), *SMALL, *more),
+    ]
+
+
+def test_one_process_writes_video_prompt_and_manifest(nano: Path, tmp_path: Path) -> None:
+    video = tmp_path / "out" / "ball.mp4"
+    ended = _run(*_nano_flags(nano, video, "--subject_name", "ball", "--seed", "5", "--fps", "12"))
+    assert ended.returncode == 0, ended.stderr
+    frames = numpy.stack([*imageio.get_reader(video).iter_data()])
+    assert frames.shape == (9, 32, 48, 3)
+    assert (video.parent / "ball.txt").read_text() == "A video of sks ball. A red ball moves to the left."
+    manifest = json.loads((video.parent / "ball.json").read_text())
+    assert manifest["model"] == NANO
+    assert manifest["request"]["seed"] == 5
+    assert manifest["plan"] == {"cfg": 1, "cp": 1, "tp": 1}
+    assert manifest["guardrail"].startswith("none ran")
+    assert set(manifest["files"]) == {"weights", "tokenizer", "text_encoder"}
+    assert all(len(file["fingerprint"]) >= 8 for file in manifest["files"].values())
+    assert all(manifest["stages"][name]["seconds"] > 0 for name in ("text_encoder", "denoise", "tokenizer"))
+    assert "torch" in manifest["versions"]
+    assert sorted(p.name for p in video.parent.iterdir()) == ["ball.json", "ball.mp4", "ball.txt"]
+
+
+def test_the_same_seed_makes_the_same_frames_and_another_seed_others(nano: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        ended = _run(*_nano_flags(nano, tmp_path / f"{name}.npy", "--seed", seed))
+        assert ended.returncode == 0, ended.stderr
+    a, b, c = (numpy.load(tmp_path / f"{name}.npy") for name in "abc")
+    assert numpy.array_equal(a, b)
+    assert not numpy.array_equal(a, c)
+
+
+def test_offloading_everything_changes_no_frame(nano: Path, tmp_path: Path) -> None:
+    for name, flags in (("a", []), ("b", ["--offload", "text_encoder,denoise,tokenizer"])):
+        ended = _run(*_nano_flags(nano, tmp_path / f"{name}.npy", *flags))
+        assert ended.returncode == 0, ended.stderr
+    assert numpy.array_equal(numpy.load(tmp_path / "a.npy"), numpy.load(tmp_path / "b.npy"))
+
+
+def test_a_cached_prompt_makes_the_same_frames(nano: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        ended = _run(*_nano_flags(nano, tmp_path / f"{name}.npy"), COSMOS_NEMO_CACHE=str(tmp_path / "cache"))
+        assert ended.returncode == 0, ended.stderr
+    assert len(list((tmp_path / "cache" / "text").iterdir())) == 2  # the prompt and the negative prompt
+    assert numpy.array_equal(numpy.load(tmp_path / "a.npy"), numpy.load(tmp_path / "b.npy"))
+
+
+def _general_commands() -> list[list[str]]:
+    return [
+        [word for word in command.argv if word != "--enable_prompt_upsampler"]
+        for command in commands.commands_of("004")
+        if command.script.endswith("general.py")
+    ]
+
+
+def test_the_documents_base_command_runs_verbatim_on_a_stand_in(tmp_path: Path) -> None:
+    """Only the size is made smaller; files are found through HF_HOME as the document says."""
+    hub = _standin("Cosmos-1.0-Diffusion-7B-Text2World", tmp_path / "hub", "hub")
+    base = _general_commands()[0]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HF_HOME": str(hub),
+        "HF_HUB_OFFLINE": "1",
+        "NVTE_FUSED_ATTN": "0",
+        "COSMOS_NEMO_CACHE": "",
+    }
+    ended = subprocess.run(
+        [sys.executable, str(GENERAL), *base, *SMALL],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "Cosmos-1.0-Diffusion-7B-Text2World.mp4").stat().st_size > 0
+
+
+def test_the_documents_post_trained_command_starts_8_ranks_of_which_1_takes_part(
+    nano: Path, tmp_path: Path
+) -> None:
+    checkpoint = nano / NANO / "nemo" / "weights"
+    argv = _general_commands()[1]
+    for flag, value in (
+        ("--model", NANO),
+        ("--nemo_checkpoint", str(checkpoint)),
+        ("--video_save_path", str(tmp_path / "v.mp4")),
+    ):
+        argv[argv.index(flag) + 1] = value
+    processes = launcher.start_ranks(8, GENERAL, *argv, "--cosmos_assets_dir", str(nano), *SMALL)
+    ended = launcher.wait_for(processes, timeout=240)
+    assert [one.status for one in ended] == [0] * 8, ended[0].err
+    assert all("is idle" in one.out for one in ended[1:])
+    assert (tmp_path / "v.txt").read_text().startswith("A video of sks teal robot. The teal robot is cooking")
+    assert json.loads((tmp_path / "v.json").read_text())["plan"] == {"cfg": 1, "cp": 1, "tp": 1}
+
+
+def test_ranks_of_torchrun_and_of_srun_make_the_frames_of_one(nano: Path, tmp_path: Path) -> None:
+    ended = _run(*_nano_flags(nano, tmp_path / "one.npy"))
+    assert ended.returncode == 0, ended.stderr
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COSMOS_NEMO_CACHE": ""}
+    by_torchrun = subprocess.run(
+        [*torchrun, str(launcher.free_port()), str(GENERAL), *_nano_flags(nano, tmp_path / "two.npy", "--cp_size", "2")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert by_torchrun.returncode == 0, by_torchrun.stderr
+    for ended in launcher.wait_for(_srun(2, nano, tmp_path / "slurm.npy")):
+        assert ended.status == 0, ended.err
+    one, two, slurm = (numpy.load(tmp_path / f"{name}.npy").astype(int) for name in ("one", "two", "slurm"))
+    for many in (two, slurm):
+        assert abs(many - one).max() <= 1
+        assert (many != one).mean() <= 0.002
+    assert json.loads((tmp_path / "slurm.json").read_text())["plan"] == {"cfg": 2, "cp": 1, "tp": 1}
+
+
+def _srun(num_ranks: int, nano: Path, video: Path) -> list["subprocess.Popen[str]"]:
+    """What srun sets, without torchrun's variables: two nodes with a task each."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    port = str(launcher.free_port())
+    return [
+        subprocess.Popen(
+            [sys.executable, str(GENERAL), *_nano_flags(nano, video)],
+            env={
+                **environment,
+                "PYTHONPATH": str(ROOT),
+                "OMP_NUM_THREADS": "1",
+                "COSMOS_NEMO_CACHE": "",
+                "SLURM_PROCID": str(rank),
+                "SLURM_STEP_NUM_TASKS": str(num_ranks),
+                "SLURM_LOCALID": "0",
+                "SLURM_STEP_NODELIST": "127.0.0.1",
+                "SLURM_JOB_ID": "1",
+                "MASTER_PORT": port,
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(num_ranks)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--height", "100"], "--height 100"),
+        (["--num_video_frames", "10"], "--num_video_frames 10"),
+        (["--model", "Cosmos-9B"], "--model Cosmos-9B"),
+        (["--num_devices", "2"], "--num_devices 2"),
+        (["--nemo_checkpoint", "nowhere"], "--nemo_checkpoint nowhere"),
+        (["--backend", "te"], "--backend te"),
+        (["--cfg_parallel", "on"], "--cfg_parallel on"),
+        (["--prompt", ""], "--prompt is empty"),
+        (["--enable_prompt_upsampler"], "--enable_prompt_upsampler"),
+    ],
+)
+def test_a_bad_flag_exits_2_with_one_sentence(nano: Path, tmp_path: Path, flags: list[str], says: str) -> None:
+    ended = _run(*_nano_flags(nano, tmp_path / "a.mp4"), *flags)
+    assert ended.returncode == 2, ended.stderr
+    assert says in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_models_checkpoint_exits_2_and_names_it(nano: Path, tmp_path: Path) -> None:
+    flags = _nano_flags(nano, tmp_path / "a.mp4")
+    flags[flags.index("--model") + 1] = "Cosmos-1.0-Diffusion-7B-Text2World"
+    checkpoint = ["--nemo_checkpoint", str(nano / NANO / "nemo"), "--tokenizer_dir", "Cosmos-Nano-Tokenizer-CV8x8x8"]
+    ended = _run(*flags, *checkpoint, "--text_encoder_dir", "Cosmos-Nano-T5")
+    assert ended.returncode == 2, ended.stderr
+    assert NANO in ended.stderr
+
+
+def test_offline_without_files_exits_2_and_names_the_download(tmp_path: Path) -> None:
+    ended = _run("--prompt", "x", "--video_save_path", str(tmp_path / "a.mp4"), HF_HOME=str(tmp_path / "hub"))
+    assert ended.returncode == 2, ended.stderr
+    assert "download/diffusion_nemo.py" in ended.stderr
+
+
+def test_a_dry_run_prints_the_plan_of_8_ranks_without_files_or_ranks(tmp_path: Path) -> None:
+    ended = _run("--prompt", "x", "--dry_run", "--num_devices", "8", "--cp_size", "8", HF_HOME=str(tmp_path))
+    assert ended.returncode == 0, ended.stderr
+    assert "guidance branches 1 x context parallel 8 x tensor parallel 1" in ended.stdout
+    assert "56,320 tokens" in ended.stdout
+    assert "72 network calls" in ended.stdout
+    assert "not here" in ended.stdout
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_rank_takes_the_others_down_within_a_minute(nano: Path, tmp_path: Path, killed: int) -> None:
+    """Without torchrun, whose agent would do it: by the ranks' own watchdog."""
+    flags = _nano_flags(nano, tmp_path / "a.mp4")
+    flags[flags.index("--num_steps") + 1] = "100000"
+    processes = launcher.start_ranks(2, GENERAL, *flags)
+    time.sleep(20)
+    assert all(process.poll() is None for process in processes)
+    processes[killed].send_signal(signal.SIGKILL)
+    started = time.monotonic()
+    ended = launcher.wait_for(processes, timeout=90)
+    assert time.monotonic() - started < 60
+    survivor = ended[1 - killed]
+    assert survivor.status not in (0, None)
+    assert survivor.err.strip() != ""
+    assert not (tmp_path / "a.mp4").exists()
+
+
+def test_ctrl_c_ends_with_130_and_leaves_no_video(nano: Path, tmp_path: Path) -> None:
+    flags = _nano_flags(nano, tmp_path / "a.mp4")
+    flags[flags.index("--num_steps") + 1] = "100000"
+    process = launcher.start_ranks(1, GENERAL, *flags)[0]
+    time.sleep(12)
+    process.send_signal(signal.SIGINT)
+    ended = launcher.wait_for([process], timeout=60)[0]
+    assert ended.status == 130, ended.err
+    assert "interrupted" in ended.err
+    assert "Traceback" not in ended.err
+    assert list(tmp_path.iterdir()) == []

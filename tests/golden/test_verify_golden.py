@@ -1,0 +1,96 @@
+"""The package against every reference file that is here, through the command that anyone can run."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from cosmos_nemo.tools import main
+
+HERE = Path(__file__).parent
+FILES = sorted(HERE.glob("*.safetensors"))
+
+
+def verify(*words):
+    return main.main(["verify", *map(str, words)])
+
+
+def outputs(path):
+    with safe_open(path, framework="pt") as file:
+        return sorted(name.removeprefix("outputs.") for name in file.keys() if name.startswith("outputs."))  # noqa: SIM118
+
+
+def built(path):
+    """All but the cases of predict1_sample that need the Video2World stages."""
+    return [name for name in outputs(path) if not name.startswith("v2w_")]
+
+
+def only(names):
+    return [word for name in names for word in ("--only", name)]
+
+
+def printed(capsys):
+    """Output name -> verdict."""
+    return {line.split()[1]: line for line in capsys.readouterr().out.splitlines()}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_output_that_is_built_matches_its_reference(path, capsys):
+    assert verify(path, *only(built(path))) == 0
+    lines = printed(capsys)
+    assert sorted(lines) == built(path)
+    assert all(line.endswith("  ok") for line in lines.values())
+
+
+def test_without_only_what_is_not_built_is_absent_and_fails(capsys):
+    path = HERE / "predict1_sample_tiny.safetensors"
+    assert verify(path) == 1
+    absent = [name for name, line in printed(capsys).items() if "absent" in line]
+    assert absent == [name for name in outputs(path) if name not in built(path)]
+
+
+@pytest.mark.parametrize(
+    "weights", ["nemo_text_zarr", "nemo_text_torch_dist", "nemo_text_torch_dist/weights"]
+)
+@pytest.mark.parametrize("name", ["predict1_dit_tiny", "predict1_sample_tiny"])
+def test_the_nemo_folders_give_the_same_numbers_as_the_weights_in_the_file(name, weights):
+    path = HERE / f"{name}.safetensors"
+    assert verify(path, "--weights", HERE / weights, *only(built(path))) == 0
+
+
+@pytest.mark.parametrize("name", ["predict1_dit_tiny", "predict1_dit_video_tiny"])
+def test_a_changed_weight_fails(name, tmp_path, capsys):
+    tensors = load_file(HERE / f"{name}.safetensors")
+    tensors["weights.net.blocks.block1.blocks.2.block.layer2.weight"][0, 0] += 0.1
+    save_file(tensors, tmp_path / f"{name}.safetensors")
+    shutil.copy(HERE / f"{name}.json", tmp_path)
+    assert verify(tmp_path / f"{name}.safetensors") == 1
+    failed = [output for output, line in printed(capsys).items() if line.endswith("FAIL")]
+    assert failed == ["block1_out_BTHWD", "final", "final_fps_alt"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"guidance": 3.1}, {"uncond": "zero text"}, {"sigma_max": 79.0}, {"rho": 6.0}]
+)
+def test_a_sample_made_with_another_constant_fails(change, tmp_path, capsys):
+    for path in HERE.glob("predict1_*_tiny.*"):
+        shutil.copy(path, tmp_path)
+    sample = tmp_path / "predict1_sample_tiny.safetensors"
+    case = json.loads(sample.with_suffix(".json").read_text())
+    case["cases"]["t2w_res"] |= change
+    sample.with_suffix(".json").write_text(json.dumps(case))
+    assert verify(sample, "--only", "t2w_res.final", "--only", "t2w_euler_negprompt.final") == 1
+    assert [line.split()[-1] for line in printed(capsys).values()] == ["ok", "FAIL"]
+
+
+def test_weights_of_another_model_exit_2_with_a_sentence(capsys):
+    assert verify(HERE / "predict1_dit_video_tiny.safetensors", "--weights", HERE / "nemo_text_zarr") == 2
+    assert "nemo_text_zarr" in capsys.readouterr().err
+
+
+def test_bfloat16_stays_within_its_relative_error():
+    path = HERE / "predict1_dit_tiny.safetensors"
+    assert verify(path, "--dtype", "bfloat16") == 0

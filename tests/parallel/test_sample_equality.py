@@ -1,0 +1,81 @@
+"""The same request makes the same latent and the same picture under every plan."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+HERE = Path(__file__).parent
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+launcher = _load("launcher")
+worker = _load("sample_worker")
+PLANS = worker.PLANS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("latents")
+    launcher.run_ranks(4, HERE / "sample_worker.py", str(path), timeout=240)
+    return path
+
+
+def _latent(folder: Path, plan: object, rank: int = 0) -> Tensor:
+    return torch.load(folder / f"{worker.name_of(plan)}_rank{rank}.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("plan", PLANS[1:], ids=worker.name_of)
+def test_every_plan_makes_the_latent_of_one_rank(folder: Path, plan: object) -> None:
+    one, many = _latent(folder, PLANS[0]), _latent(folder, plan)
+    assert (many - one).abs().max() <= 1e-5 * one.std()
+
+
+@pytest.mark.parametrize("plan", PLANS[1:], ids=worker.name_of)
+def test_every_rank_of_a_plan_has_the_same_bits(folder: Path, plan: object) -> None:
+    latents = [_latent(folder, plan, rank) for rank in range(plan.num_ranks)]  # type: ignore[attr-defined]
+    assert all(torch.equal(latent, latents[0]) for latent in latents)
+
+
+def test_the_latent_depends_on_the_prompt_and_not_only_on_the_noise(folder: Path) -> None:
+    """Else the equalities above would hold for a network whose output no plan ever reaches."""
+    from cosmos_nemo.sampling.noise import draw_noise
+
+    one = _latent(folder, PLANS[0])
+    noise = draw_noise(one.shape, seed=worker.REQUEST.seed)
+    assert one.std() > 0.05
+    assert (one - noise).abs().mean() > 0.1
+
+
+@pytest.mark.parametrize("plan", PLANS[1:], ids=worker.name_of)
+def test_every_plan_decodes_to_the_picture_of_one_rank(folder: Path, plan: object, decode: object) -> None:
+    one, many = (decode(_latent(folder, p)) for p in (PLANS[0], plan))  # type: ignore[operator]
+    difference = (one.int() - many.int()).abs()
+    assert difference.max() <= 1
+    assert (difference > 0).float().mean() <= 0.002
+
+
+@pytest.fixture(scope="module")
+def decode(tmp_path_factory: pytest.TempPathFactory) -> object:
+    from cosmos_nemo.catalog import TokenizerShape
+    from cosmos_nemo.stages.tokenizer import Tokenizer
+    from cosmos_nemo.tools.standin_tokenizer import write_released_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
+    shape = TokenizerShape(channels=6)
+    write_released_tokenizer(shape, folder, 0, "safetensors")
+    stage = Tokenizer(
+        shape=shape, folder=folder, device=torch.device("cpu"), dtype=torch.float32, parts=("decoder",)
+    )
+    stage.__enter__()
+    return stage.decode

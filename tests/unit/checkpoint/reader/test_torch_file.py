@@ -1,0 +1,76 @@
+import collections
+
+import pytest
+import torch
+
+from cosmos_nemo.checkpoint.reader import CheckpointError, open_checkpoint
+
+A, B = torch.ones(2, 3), torch.zeros(4)
+
+
+def saved(path, content, **options):
+    torch.save(content, path, **options)
+    return path
+
+
+@pytest.mark.parametrize("wrapper", ["model", "module", "state_dict"])
+def test_a_training_checkpoint_is_unwrapped(tmp_path, wrapper):
+    path = saved(tmp_path / "model.pt", {wrapper: {"a": A}, "iteration": 3, "rng": B})
+    assert open_checkpoint(path).names() == ("a",)
+
+
+def test_averaged_weights_replace_the_models(tmp_path):
+    content = {"model": {"net.a": A, "net.b": B}, "ema": {"net-a": A + 1, "num_updates": 5}}
+    checkpoint = open_checkpoint(saved(tmp_path / "model.pt", content))
+    assert checkpoint.names() == ("net.a", "net.b")
+    assert torch.equal(checkpoint.read("net.a"), A + 1)
+
+
+def test_what_is_no_tensor_is_dropped(tmp_path):
+    path = saved(tmp_path / "model.pt", {"a": A, "_extra_state": None, "step": 3})
+    assert open_checkpoint(path).names() == ("a",)
+
+
+def test_an_ordered_dict_of_parameters_is_read(tmp_path):
+    state = collections.OrderedDict(torch.nn.Linear(2, 2).state_dict())
+    assert open_checkpoint(saved(tmp_path / "model.pt", state)).names() == ("bias", "weight")
+
+
+def test_a_folder_with_model_pt_is_that_file(tmp_path):
+    saved(tmp_path / "model.pt", {"a": A})
+    assert open_checkpoint(tmp_path).path == tmp_path / "model.pt"
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_truncated_file_is_named(tmp_path, zipped):
+    path = saved(tmp_path / "model.pt", {"a": A}, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(CheckpointError, match=r"model\.pt is truncated or damaged"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_foreign_class_is_refused_and_named(tmp_path, zipped):
+    content = {"a": A, "counts": collections.UserDict()}
+    path = saved(tmp_path / "model.pt", content, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=r"holds an object of collections\.UserDict"):
+        open_checkpoint(path)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "model.pt").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(CheckpointError, match=r"is no file of torch\.save: it starts with the bytes b've'"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("content", [A, [A], {"a": 1}, {"model": {}}])
+def test_a_file_without_named_tensors_is_no_checkpoint(tmp_path, content):
+    with pytest.raises(CheckpointError, match=r"holds no named tensors, but a"):
+        open_checkpoint(saved(tmp_path / "model.pt", content))
+
+
+def test_a_truncated_torchscript_file_is_named(tmp_path, layouts):
+    path = tmp_path / "decoder.jit"
+    path.write_bytes(layouts["TorchScript"].read_bytes()[:-2000])
+    with pytest.raises(CheckpointError, match=r"decoder\.jit is truncated or damaged"):
+        open_checkpoint(path)

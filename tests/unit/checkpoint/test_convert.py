@@ -1,0 +1,99 @@
+import json
+
+import pytest
+import torch
+
+from cosmos_nemo.catalog import CatalogError
+from cosmos_nemo.checkpoint.card_file import read_card_file
+from cosmos_nemo.checkpoint.convert import convert
+from cosmos_nemo.checkpoint.reader import CheckpointError, open_checkpoint
+
+ADALN = "decoder.layers.1.adaLN.adaLN_modulation.2.weight"
+
+
+@pytest.fixture
+def dense(network, tmp_path):
+    """A post-trained network: its fused adaLN matrix is non-zero beside the diagonal."""
+    changed = network[ADALN].clone()
+    changed[0, -1] = 1
+    torch.save(network | {ADALN: changed}, tmp_path / "dense.pt")
+    return tmp_path / "dense.pt"
+
+
+@pytest.mark.parametrize("to", ["nemo", "safetensors", "diffusers"])
+def test_any_layout_becomes_any_other_bit_for_bit(
+    any_layout, tmp_path, to, network, read_network, assert_equal
+):
+    convert(any_layout, tmp_path / "new", to=to)
+    assert_equal(read_network(tmp_path / "new"), network)
+
+
+def test_predict1_through_nemo_and_back_is_the_same_file(predict1, layouts, tmp_path, assert_equal):
+    convert(layouts["model.pt"], tmp_path / "nemo", to="nemo")
+    convert(tmp_path / "nemo", tmp_path / "back", to="safetensors")
+    back = open_checkpoint(tmp_path / "back")
+    upstream = {
+        name: tensor for name, tensor in predict1.items() if "logvar" not in name and ".seq" not in name
+    }
+    assert_equal({name: back.read(name) for name in back.names()}, upstream)
+
+
+def test_a_dense_network_is_exact_in_nemo(dense, tmp_path, read_network, assert_equal):
+    convert(dense, tmp_path / "nemo", to="nemo")
+    assert_equal(read_network(tmp_path / "nemo"), read_network(dense))
+
+
+@pytest.mark.parametrize("to", ["safetensors", "diffusers"])
+def test_a_dense_network_does_not_fit_other_names_and_leaves_nothing(dense, tmp_path, to):
+    with pytest.raises(CheckpointError, match="which only the NeMo layout keeps"):
+        convert(dense, tmp_path / "new", to=to)
+    assert list(tmp_path.iterdir()) == [dense]
+
+
+def test_numbers_are_written_in_the_type_asked_for(layouts, tmp_path, network, read_network):
+    convert(layouts["zarr"], tmp_path / "half", to="nemo", dtype=torch.bfloat16)
+    half = read_network(tmp_path / "half")
+    assert all(torch.equal(half[name], tensor.to(torch.bfloat16)) for name, tensor in network.items())
+    convert(tmp_path / "half", tmp_path / "back", to="safetensors", dtype=torch.float32)
+    back = read_network(tmp_path / "back")
+    assert all(torch.equal(back[name], half[name].float()) for name in network)
+
+
+def test_sizes_of_no_card_go_into_card_json(layouts, tmp_path, shape):
+    identity = convert(layouts["zarr"], tmp_path / "nemo", to="nemo")
+    assert identity.card.network == shape
+    stated = read_card_file(tmp_path / "nemo")
+    assert stated == json.loads(json.dumps(identity.overrides))
+    again = convert(tmp_path / "nemo" / "weights", tmp_path / "again", to="nemo", model=identity.base.name)
+    assert again.card == identity.card
+    assert read_card_file(tmp_path / "again") == stated
+
+
+def test_the_sources_card_json_is_kept(zarr, tmp_path):
+    (zarr / "card.json").write_text('{"num_steps": 4, "network": {"rope_ratios_THW": [1.0, 1.0, 1.0]}}')
+    convert(zarr, tmp_path / "new", to="diffusers")
+    stated = read_card_file(tmp_path / "new")
+    assert stated["num_steps"] == 4
+    assert stated["network"]["rope_ratios_THW"] == [1.0, 1.0, 1.0]
+    assert stated["network"]["num_layers"] == 2
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["rope_scale"] == [1.0, 1.0, 1.0]
+
+
+def test_another_model_than_the_files_is_refused(layouts, tmp_path):
+    with pytest.raises(CheckpointError, match="It looks like a Text2World network of 2 layers"):
+        convert(layouts["zarr"], tmp_path / "new", to="nemo", model="Cosmos-1.0-Diffusion-7B-Text2World")
+    with pytest.raises(CatalogError, match="--model 7B is unknown"):
+        convert(layouts["zarr"], tmp_path / "new", to="nemo", model="7B")
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_existing_target_is_refused_before_the_source_is_opened(tmp_path):
+    (tmp_path / "new").mkdir()
+    with pytest.raises(CheckpointError, match="new exists already"):
+        convert(tmp_path / "nothing", tmp_path / "new", to="nemo")
+
+
+def test_progress_is_told_after_each_tensor(layouts, tmp_path, network):
+    steps = []
+    convert(layouts["zarr"], tmp_path / "new", to="nemo", on_tensor=lambda *step: steps.append(step))
+    assert steps == [(done, len(network)) for done in range(1, len(network) + 1)]

@@ -1,0 +1,62 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cosmos_nemo.catalog import CARDS, CatalogError
+from cosmos_nemo.checkpoint.card_file import write_card_file
+from cosmos_nemo.checkpoint.identity import identify
+from cosmos_nemo.checkpoint.names import parameter_shapes
+from cosmos_nemo.checkpoint.reader import CheckpointError, LazyTensor, open_checkpoint
+from cosmos_nemo.checkpoint.reader.base import Checkpoint
+
+
+@pytest.fixture
+def meta_checkpoint(tmp_path):
+    """A checkpoint of any size without its numbers, in the names of the network in memory."""
+
+    def make(shape):
+        sizes = parameter_shapes(shape)
+        tensors = {name: LazyTensor(size, torch.bfloat16, lambda _: None) for name, size in sizes.items()}
+        return Checkpoint(tmp_path, layout="torch", tensors=tensors)
+
+    return make
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_every_card_is_known_by_its_sizes(meta_checkpoint, name):
+    identity = identify(meta_checkpoint(CARDS[name].network))
+    assert identity.base.name == name
+    assert identity.overrides == {}
+
+
+def test_another_size_differs_from_its_nearest_card(meta_checkpoint):
+    card = CARDS["Cosmos-1.0-Diffusion-14B-Text2World"]
+    identity = identify(meta_checkpoint(replace(card.network, num_layers=30)))
+    assert identity.base is card
+    assert identity.overrides == {"network": {"num_layers": 30}}
+    assert identity.card.network == replace(card.network, num_layers=30)
+
+
+def test_a_card_json_says_what_shapes_do_not(meta_checkpoint, tmp_path):
+    write_card_file(tmp_path, {"network": {"rope_ratios_THW": [1, 1, 1]}, "num_steps": 5})
+    identity = identify(meta_checkpoint(CARDS["Cosmos-Nano-Text2World"].network))
+    assert identity.card.network.rope_ratios_THW == (1, 1, 1)
+    assert identity.overrides == {"network": {"rope_ratios_THW": (1, 1, 1)}, "num_steps": 5}
+
+
+def test_a_named_model_is_taken_at_its_word(golden):
+    identity = identify(open_checkpoint(golden / "nemo_text_zarr"), model="Cosmos-Nano-Text2World")
+    assert identity.card == identity.base == CARDS["Cosmos-Nano-Text2World"]
+
+
+def test_an_unknown_model_is_refused(golden):
+    with pytest.raises(CatalogError, match="--model Cosmos-8B is unknown"):
+        identify(open_checkpoint(golden / "nemo_text_zarr"), model="Cosmos-8B")
+
+
+def test_a_file_that_does_not_tell_its_sizes_needs_a_name(meta_checkpoint, shape):
+    whole = meta_checkpoint(shape)
+    part = {n: LazyTensor(whole.shape(n), whole.dtype(n), lambda _: None) for n in whole.names() if "pos" not in n}
+    with pytest.raises(CheckpointError, match="lacks tensors that tell its sizes: pass --model"):
+        identify(Checkpoint(whole.path, layout="torch", tensors=part))

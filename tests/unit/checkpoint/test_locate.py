@@ -1,0 +1,268 @@
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import huggingface_hub.errors
+import pytest
+
+from cosmos_nemo.catalog import CARDS, ModelCard
+from cosmos_nemo.checkpoint.locate import (
+    HubFiles,
+    LocateError,
+    fetch,
+    locate,
+    text_encoder_of,
+    tokenizer_of,
+    weights_of,
+)
+
+BIG = CARDS["Cosmos-1.0-Diffusion-7B-Text2World"]
+NANO = CARDS["Cosmos-Nano-Text2World"]
+WEIGHTS, TOKENIZER, TEXT = weights_of(BIG), tokenizer_of(BIG), text_encoder_of(BIG)
+CONTENT = {
+    WEIGHTS: ("nemo/metadata.json",),
+    TOKENIZER: ("encoder.jit", "decoder.jit", "mean_std.pt"),
+    TEXT: ("config.json", "tokenizer.json", "pytorch_model.bin"),
+}
+SHA = "0123456789abcdef0123456789abcdef01234567"
+
+
+def fill(folder: Path, names: tuple[str, ...]) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("content")
+    return folder
+
+
+def cached_repository(cache: Path, files: HubFiles, names: tuple[str, ...]) -> Path:
+    repository = cache / files.hub_name
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(SHA)
+    return fill(repository / "snapshots" / SHA, names)
+
+
+def hub_error(kind: str, status: int) -> Exception:
+    response = SimpleNamespace(status_code=status, headers={}, request=None)
+    return getattr(huggingface_hub.errors, kind)(f"{status} from the hub", response=response)
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> dict[str, Path]:
+    """Empty ones, so that nothing of the machine is found."""
+    places = {name: tmp_path / name for name in ("assets_dir", "embedded", "cache_dir")}
+    for place in places.values():
+        place.mkdir()
+    return places
+
+
+@pytest.fixture(autouse=True)
+def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The repositories asked from the hub, which always fails: no test touches the network."""
+    asked: list[str] = []
+    local = huggingface_hub.snapshot_download
+
+    def snapshot_download(repository: str, *, local_files_only: bool = False, **options: object) -> str:
+        if local_files_only:
+            return local(repository, local_files_only=True, **options)
+        asked.append(repository)
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    return asked
+
+
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize("files", CONTENT, ids=lambda files: files.flag)
+def test_each_place_is_preferred_to_those_after_it(
+    files: HubFiles, places: dict[str, Path], tmp_path: Path, downloads: list[str]
+) -> None:
+    given = fill(tmp_path / "given", CONTENT[files])
+    in_assets = fill(places["assets_dir"] / files.assets_name, CONTENT[files]) / files.subfolder
+    in_package = fill(places["embedded"] / files.assets_name, CONTENT[files]) / files.subfolder
+    in_cache = cached_repository(places["cache_dir"], files, CONTENT[files]) / files.subfolder
+
+    assert locate(files, given=given, **places) == given
+    assert locate(files, **places) == in_assets
+    assert locate(files, **{**places, "assets_dir": None}) == in_package
+    assert locate(files, **{**places, "assets_dir": None, "embedded": tmp_path}) == in_cache
+    assert downloads == []
+
+
+def test_the_folders_of_an_assets_folder_carry_the_names_of_the_repositories() -> None:
+    assert WEIGHTS.assets_name == "Cosmos-1.0-Diffusion-7B-Text2World"
+    assert TOKENIZER.assets_name == "Cosmos-1.0-Tokenizer-CV8x8x8"
+    assert TEXT.assets_name == "google-t5/t5-11b"
+    assert text_encoder_of(NANO).assets_name == "Cosmos-Nano-T5"
+
+
+def test_a_relative_path_is_looked_up_in_the_assets_folder_before_the_working_folder(
+    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    here = fill(tmp_path / "work" / "mine", ("decoder.jit",))
+    assert locate(TOKENIZER, given=Path("mine"), **places).resolve() == here
+    there = fill(places["assets_dir"] / "mine", ("decoder.jit",))
+    assert locate(TOKENIZER, given=Path("mine"), **places) == there
+    assert locate(TOKENIZER, given=here, **places) == here
+
+
+def test_a_given_file_is_taken_as_it_is(tmp_path: Path) -> None:
+    fill(tmp_path, ("model.pt",))
+    assert locate(WEIGHTS, given=tmp_path / "model.pt") == tmp_path / "model.pt"
+
+
+def test_a_given_path_that_does_not_exist_is_an_error_even_if_the_cache_has_the_files(
+    places: dict[str, Path],
+) -> None:
+    cached_repository(places["cache_dir"], WEIGHTS, CONTENT[WEIGHTS])
+    with pytest.raises(LocateError, match=r"--nemo_checkpoint absent/weights does not exist") as caught:
+        locate(WEIGHTS, given=Path("absent/weights"), **places)
+    assert str(places["assets_dir"] / "absent/weights") in str(caught.value)
+    assert WEIGHTS.repository in str(caught.value)
+
+
+def test_an_assets_folder_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(LocateError, match=r"--cosmos_assets_dir .*absent is no folder"):
+        locate(WEIGHTS, assets_dir=tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (WEIGHTS, ("model.pt",)),
+        (TOKENIZER, ("encoder.jit", "mean_std.pt")),
+        (TOKENIZER, ("decoder.jit",)),
+        (TEXT, ("config.json", "tokenizer.json")),
+    ],
+)
+def test_a_cached_repository_without_the_needed_files_is_downloaded(
+    files: HubFiles, names: tuple[str, ...], places: dict[str, Path], downloads: list[str]
+) -> None:
+    cached_repository(places["cache_dir"], files, names)
+    with pytest.raises(LocateError):
+        locate(files, **places)
+    assert downloads == [files.repository]
+
+
+def test_a_download_that_was_stopped_is_taken_up_again_and_its_rest_used_if_that_fails(
+    places: dict[str, Path],
+    downloads: list[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cached = cached_repository(places["cache_dir"], WEIGHTS, CONTENT[WEIGHTS]) / "nemo"
+    fill(places["cache_dir"] / WEIGHTS.hub_name / "blobs", ("abc.incomplete",))
+    assert locate(WEIGHTS, **places) == cached
+    assert downloads == [WEIGHTS.repository] and "no route to host" in caplog.text
+    offline(monkeypatch)
+    assert locate(WEIGHTS, **places) == cached
+    assert len(downloads) == 1
+
+
+def test_the_folder_of_a_download_is_returned(
+    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {}
+
+    def snapshot_download(repository: str, *, local_files_only: bool = False, **options: object) -> str:
+        if local_files_only:
+            raise huggingface_hub.errors.LocalEntryNotFoundError("nothing there")
+        asked[repository] = options
+        return str(fill(tmp_path / "fresh", CONTENT[TEXT]))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert locate(TEXT, **places) == tmp_path / "fresh"
+    assert asked[TEXT.repository]["cache_dir"] == places["cache_dir"]
+    assert "*.h5" in asked[TEXT.repository]["ignore_patterns"]
+    with pytest.raises(LocateError, match=r"on the hub has no nemo/ folder.*--nemo_checkpoint"):
+        fetch(WEIGHTS)
+
+
+def raises(error: Exception) -> Callable[..., str]:
+    def snapshot_download(repository: str, **options: object) -> str:
+        raise error
+
+    return snapshot_download
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (hub_error("GatedRepoError", 401), r"accept its licence at https://huggingface.co/nvidia/.*HF_TOKEN"),
+        (hub_error("GatedRepoError", 403), r"accept its licence at https://huggingface.co/nvidia/.*HF_TOKEN"),
+        (hub_error("RepositoryNotFoundError", 401), r"HTTP 401.*HF_TOKEN"),
+        (hub_error("RepositoryNotFoundError", 404), r"cannot be downloaded \(404 from the hub"),
+        (ConnectionError("no route to host"), r"cannot be downloaded \(no route to host\)"),
+        (OSError(28, "No space left on device"), r"No space left on device"),
+    ],
+)
+def test_a_download_that_fails_says_why_and_the_way_out_in_one_sentence(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", raises(error))
+    with pytest.raises(LocateError) as caught:
+        fetch(WEIGHTS)
+    text = str(caught.value)
+    assert re.search(message, text) and WEIGHTS.repository in text
+    assert f"python download/diffusion_nemo.py --models {BIG.name}" in text
+    assert "--nemo_checkpoint" in text and "\n" not in text
+
+
+@pytest.mark.parametrize("files", CONTENT, ids=lambda files: files.flag)
+def test_offline_and_missing_names_flag_repository_and_command(
+    files: HubFiles, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, downloads: list[str]
+) -> None:
+    offline(monkeypatch)
+    with pytest.raises(LocateError) as caught:
+        locate(files, **places)
+    for part in (files.repository, files.flag, "HF_HUB_OFFLINE", "python download/diffusion_nemo.py"):
+        assert part in str(caught.value)
+    assert downloads == []
+
+
+@pytest.mark.parametrize("part", [weights_of, tokenizer_of, text_encoder_of])
+def test_the_nano_files_are_never_asked_from_the_hub(
+    part: Callable[..., HubFiles], places: dict[str, Path], downloads: list[str]
+) -> None:
+    with pytest.raises(LocateError, match="cosmos-nemo standin Cosmos-Nano-Text2World DIR"):
+        locate(part(NANO), **places)
+    assert downloads == []
+
+
+@pytest.mark.parametrize("is_offline", [False, True])
+@pytest.mark.parametrize("card", [BIG, NANO], ids=lambda card: card.name)
+def test_without_downloads_missing_files_are_none_and_wrong_paths_still_errors(
+    card: ModelCard,
+    is_offline: bool,
+    places: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    downloads: list[str],
+) -> None:
+    if is_offline:
+        offline(monkeypatch)
+    files = weights_of(card)
+    assert locate(files, download=False, **places) is None
+    with pytest.raises(LocateError):
+        locate(files, download=False, given=Path("absent"), **places)
+    cached = cached_repository(places["cache_dir"], files, ("nemo/metadata.json",)) / "nemo"
+    fill(places["cache_dir"] / files.hub_name / "blobs", ("abc.incomplete",))
+    assert locate(files, download=False, **places) == cached
+    assert downloads == []
+
+
+def test_a_cache_that_is_found_needs_no_warning(
+    places: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    cached_repository(places["cache_dir"], TEXT, CONTENT[TEXT])
+    with caplog.at_level(logging.WARNING):
+        locate(TEXT, **places)
+    assert not caplog.records

@@ -1,0 +1,63 @@
+import json
+import os
+from pathlib import Path
+
+import imageio
+import numpy
+import pytest
+import torch
+
+from cosmos_nemo.request import RequestError
+from cosmos_nemo.stages import media
+from cosmos_nemo.stages.media import check_writable, write_video
+
+FRAMES = (torch.arange(9)[:, None, None, None] * 20 + torch.zeros(9, 32, 48, 3)).to(torch.uint8)
+
+
+def test_an_mp4_has_the_frames_the_size_and_the_rate(tmp_path: Path) -> None:
+    write_video(FRAMES, tmp_path / "a.mp4", fps=12, prompt="x", manifest={})
+    reader = imageio.get_reader(tmp_path / "a.mp4")
+    frames = numpy.stack([*reader.iter_data()])
+    assert frames.shape == (9, 32, 48, 3)
+    assert reader.get_meta_data()["fps"] == 12
+    assert numpy.abs(frames.astype(int).mean(axis=(1, 2, 3)) - numpy.arange(9) * 20).max() < 4
+
+
+def test_prompt_and_manifest_lie_beside_the_video(tmp_path: Path) -> None:
+    write_video(FRAMES, tmp_path / "a.mp4", fps=24, prompt="ein Bär", manifest={"seed": 1})
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "ein Bär"
+    assert json.loads((tmp_path / "a.json").read_text()) == {"seed": 1}
+    assert sorted(os.listdir(tmp_path)) == ["a.json", "a.mp4", "a.txt"]
+
+
+def test_npy_holds_the_exact_frames(tmp_path: Path) -> None:
+    write_video(FRAMES, tmp_path / "a.npy", fps=24, prompt="", manifest={})
+    assert numpy.array_equal(numpy.load(tmp_path / "a.npy"), FRAMES.numpy())
+
+
+def test_an_interrupt_leaves_no_half_written_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(frames: object, path: Path, fps: int) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(media, "_write_mp4", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_video(FRAMES, tmp_path / "a.mp4", fps=24, prompt="", manifest={})
+    assert sorted(os.listdir(tmp_path)) == ["a.json", "a.txt"]
+
+
+def test_checking_makes_the_folder_and_leaves_nothing_in_it(tmp_path: Path) -> None:
+    check_writable(tmp_path / "deep" / "er" / "a.mp4")
+    assert os.listdir(tmp_path / "deep" / "er") == []
+
+
+def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").mkdir()
+    with pytest.raises(RequestError, match="is a folder"):
+        check_writable(tmp_path / "a.mp4")
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RequestError, match="--video_save_path .* cannot be written"):
+        check_writable(tmp_path / "file" / "a.mp4")

@@ -1,0 +1,104 @@
+from pathlib import Path
+
+import pytest
+
+from cosmos_nemo.catalog import CatalogError
+from cosmos_nemo.cli import parse_general
+from cosmos_nemo.request import DEFAULT_NEGATIVE_PROMPT, RequestError, Setup, Text2WorldRequest
+
+
+def test_the_defaults_are_those_of_the_published_table() -> None:
+    invocation = parse_general(["--prompt", "a robot"])
+    assert invocation.setup == Setup(model="Cosmos-1.0-Diffusion-7B-Text2World")
+    assert invocation.request == Text2WorldRequest(
+        prompt="a robot",
+        negative_prompt=DEFAULT_NEGATIVE_PROMPT,
+        subject_name="",
+        height=704,
+        width=1280,
+        num_frames=121,
+        fps=24,
+        num_steps=35,
+        guidance=7.0,
+        sampler="RES",
+        seed=1,
+        video_path=Path("Cosmos-1.0-Diffusion-7B-Text2World.mp4"),
+    )
+
+
+def test_sizes_default_to_the_cards() -> None:
+    request = parse_general(["--prompt", "x", "--model", "Cosmos-Nano-Text2World"]).request
+    assert (request.height, request.width, request.num_frames) == (128, 128, 33)
+
+
+def test_every_flag_arrives() -> None:
+    invocation = parse_general(
+        "--model Cosmos-1.0-Diffusion-14B-Text2World --prompt p --negative_prompt n --subject_name s --guidance 3.5 "
+        "--sampler EDM --video_save_path o/v.mp4 --fps 30 --height 480 --width 640 --seed 9 --num_devices 4 --cp_size 2 "
+        "--num_steps 20.0 --num_video_frames 57 --tokenizer_dir tok --cosmos_assets_dir assets --nemo_checkpoint ckpt "
+        "--t5_cache_dir t5 --text_encoder_dir enc --tensor_parallel 2 --cfg_parallel off --backend torch "
+        "--offload denoise,tokenizer --text_encoder_dtype float32 --dry_run".split()
+    )
+    assert invocation.dry_run
+    assert invocation.setup == Setup(
+        model="Cosmos-1.0-Diffusion-14B-Text2World",
+        nemo_checkpoint=Path("ckpt"),
+        assets_dir=Path("assets"),
+        tokenizer_dir=Path("tok"),
+        text_encoder_dir=Path("enc"),
+        t5_cache_dir=Path("t5"),
+        num_devices=4,
+        cp_size=2,
+        tensor_parallel=2,
+        cfg_parallel="off",
+        backend="torch",
+        text_encoder_dtype="float32",
+        offload=frozenset({"denoise", "tokenizer"}),
+    )
+    assert invocation.request == Text2WorldRequest(
+        prompt="p",
+        negative_prompt="n",
+        subject_name="s",
+        height=480,
+        width=640,
+        num_frames=57,
+        fps=30,
+        num_steps=20,
+        guidance=3.5,
+        sampler="EDM",
+        seed=9,
+        video_path=Path("o/v.mp4"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--enable_prompt_upsampler"], "--enable_prompt_upsampler"),
+        (["--guardrail_dir", "x"], "--guardrail_dir"),
+        (["--prompt_upsampler_dir", "x"], "--prompt_upsampler_dir"),
+        (["--num_steps", "2.5"], "--num_steps 2.5"),
+        (["--num_steps", "nan"], "--num_steps nan"),
+        (["--num_steps", "inf"], "--num_steps inf"),
+    ],
+)
+def test_a_flag_that_cannot_be_served_is_refused(flags: list[str], says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        parse_general(["--prompt", "x", *flags])
+
+
+def test_an_unknown_model_is_refused() -> None:
+    with pytest.raises(CatalogError, match="--model Cosmos-7B"):
+        parse_general(["--prompt", "x", "--model", "Cosmos-7B"])
+
+
+@pytest.mark.parametrize("argv", [[], ["--prompt", "x", "--heigth", "704"], ["--prompt", "x", "--seed", "one"]])
+def test_a_missing_prompt_or_a_misspelt_flag_exits_2(argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_general(argv)
+    assert ended.value.code == 2
+
+
+def test_an_abbreviated_flag_is_not_guessed() -> None:
+    with pytest.raises(SystemExit):
+        parse_general(["--prompt", "x", "--neg", "y"])

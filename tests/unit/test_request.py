@@ -1,0 +1,103 @@
+import hashlib
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cosmos_nemo.catalog import CARDS
+from cosmos_nemo.request import (
+    DEFAULT_NEGATIVE_PROMPT,
+    SAMPLER_NAMES,
+    RequestError,
+    Setup,
+    Text2WorldRequest,
+    latent_shape,
+    validate_request,
+    validate_setup,
+)
+
+CARD = CARDS["Cosmos-1.0-Diffusion-7B-Text2World"]
+GOOD = Text2WorldRequest(prompt="a robot")
+
+
+def test_the_default_negative_prompt_is_the_released_one() -> None:
+    digest = hashlib.sha256(DEFAULT_NEGATIVE_PROMPT.encode()).hexdigest()
+    assert digest == "6d7ca93077e7e4a8417947ab03266c97dd44c9ec0d7b97fa4272ed956895239f"
+
+
+def test_the_released_defaults_are_valid_for_both_cards() -> None:
+    for name in ("7B", "14B"):
+        validate_request(GOOD, CARDS[f"Cosmos-1.0-Diffusion-{name}-Text2World"])
+
+
+def test_a_released_request_has_the_released_latent() -> None:
+    assert latent_shape(GOOD, CARD) == (1, 16, 16, 88, 160)
+
+
+@pytest.mark.parametrize("frames", [9, 17, 113, 121])
+def test_frames_of_8k_plus_1_are_made(frames: int) -> None:
+    validate_request(replace(GOOD, num_frames=frames), CARD)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"prompt": "  "}, ["--prompt", "empty"]),
+        ({"height": 700}, ["--height 700", "multiples of 16", "Pass 704"]),
+        ({"height": 0}, ["--height 0", "Pass 16"]),
+        ({"height": -16}, ["--height -16", "Pass 16"]),
+        ({"height": 1936}, ["--height 1936", "1920"]),
+        ({"width": 1281}, ["--width 1281", "Pass 1280"]),
+        ({"width": 4096}, ["--width 4096", "Pass 1920"]),
+        ({"num_frames": 120}, ["--num_video_frames 120", "Pass 113 or 121"]),
+        ({"num_frames": 1}, ["--num_video_frames 1", "Pass 9 or 17"]),
+        ({"num_frames": 129}, ["--num_video_frames 129", "Pass 121"]),
+        ({"num_frames": 0}, ["--num_video_frames 0", "Pass 9"]),
+        ({"num_frames": -7}, ["--num_video_frames -7", "Pass 9"]),
+        ({"fps": 0}, ["--fps 0"]),
+        ({"num_steps": 0}, ["--num_steps 0"]),
+        ({"num_steps": -5}, ["--num_steps -5"]),
+        ({"guidance": math.nan}, ["--guidance nan"]),
+        ({"guidance": math.inf}, ["--guidance inf"]),
+        ({"sampler": "DDIM"}, ["--sampler DDIM", "RES"]),
+        ({"seed": -1}, ["--seed -1"]),
+        ({"seed": 2**32}, ["--seed 4294967296"]),
+        ({"video_path": Path("outputs")}, ["--video_save_path outputs", ".mp4"]),
+        ({"video_path": Path("x.gif")}, ["--video_save_path x.gif", ".mp4"]),
+    ],
+)
+def test_a_bad_value_is_refused_with_flag_value_and_way_out(changes: dict[str, object], says: list[str]) -> None:
+    with pytest.raises(RequestError) as refused:
+        validate_request(replace(GOOD, **changes), CARD)  # type: ignore[arg-type]
+    for part in says:
+        assert part in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"backend": "jax"}, "--backend jax"),
+        ({"cfg_parallel": "yes"}, "--cfg_parallel yes"),
+        ({"text_encoder_dtype": "int8"}, "--text_encoder_dtype int8"),
+        ({"offload": frozenset({"everything"})}, "--offload everything"),
+        ({"num_devices": 0}, "--num_devices 0"),
+        ({"num_devices": -1}, "--num_devices -1"),
+    ],
+)
+def test_a_bad_setup_is_refused_by_name(changes: dict[str, object], says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        validate_setup(Setup(model=CARD.name, **changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("guidance", "branches"), [(7.0, 2), (0.0, 1), (-1.0, 1), (1.0, 2), (-2.0, 2)])
+def test_one_branch_only_at_guidance_0_and_minus_1(guidance: float, branches: int) -> None:
+    from cosmos_nemo.sampling.denoiser import branches_needed
+
+    assert replace(GOOD, guidance=guidance).num_branches == branches == len(branches_needed(guidance))
+
+
+def test_every_sampler_name_is_a_sampler() -> None:
+    from cosmos_nemo.sampling.samplers import SAMPLERS
+
+    assert set(SAMPLER_NAMES) == set(SAMPLERS)

@@ -1,0 +1,68 @@
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+
+from cosmos_nemo.checkpoint.reader import open_checkpoint
+from cosmos_nemo.tools import convert
+
+ZARR = Path(__file__).parents[2] / "golden" / "nemo_text_zarr"
+
+
+@pytest.fixture
+def run(capsys):
+    """Exit status, what was printed, complaint."""
+
+    def call(*words):
+        parser = argparse.ArgumentParser()
+        convert.add_arguments(parser)
+        status = convert.run(parser.parse_args([str(word) for word in words]))
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("to", "layout"), [("nemo", "torch_dist"), ("safetensors", "safetensors"), ("diffusers", "safetensors")]
+)
+def test_it_writes_the_layout_and_says_so(run, tmp_path, to, layout):
+    status, out, error = run(ZARR, tmp_path / "new", "--to", to)
+    assert (status, error) == (0, "")
+    assert f"{tmp_path / 'new'}: " in out
+    assert f"{tmp_path / 'new' / 'card.json'} says how it differs" in out
+    assert open_checkpoint(tmp_path / "new").layout == layout
+
+
+def test_the_type_can_be_chosen(run, tmp_path):
+    run(ZARR, tmp_path / "new", "--to", "nemo", "--dtype", "bf16")
+    checkpoint = open_checkpoint(tmp_path / "new")
+    assert {checkpoint.dtype(name) for name in checkpoint.names()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((ZARR, ".", "--to", "nemo"), "exists already"),
+        ((ZARR / "gone", "new", "--to", "nemo"), "does not exist"),
+        ((ZARR, "new", "--to", "nemo", "--model", "7B"), "--model 7B is unknown"),
+        (
+            (ZARR, "new", "--to", "nemo", "--model", "Cosmos-Nano-Text2World"),
+            "It looks like a Text2World network",
+        ),
+    ],
+)
+def test_what_is_wrong_is_a_sentence_and_two(run, tmp_path, monkeypatch, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    status, out, error = run(*words)
+    assert (status, out) == (2, "")
+    assert error.startswith("cosmos-nemo convert: ")
+    assert sentence in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_layout_is_refused_by_the_parser(run, tmp_path):
+    with pytest.raises(SystemExit) as caught:
+        run(ZARR, tmp_path / "new", "--to", "onnx")
+    assert caught.value.code == 2
