@@ -119,7 +119,12 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--cfg_parallel", default="auto", metavar="|".join(CFG_PARALLEL), help="guidance branches apart")
     group.add_argument("--backend", default="auto", metavar="|".join(BACKENDS), help="Transformer Engine or torch")
     group.add_argument("--offload", default="", metavar="STAGE,...", help=f"park between uses: {', '.join(OFFLOADABLE)}")
-    group.add_argument("--text_encoder_dtype", default="bfloat16", metavar="|".join(TEXT_ENCODER_DTYPES))
+    group.add_argument(
+        "--text_encoder_dtype",
+        default="auto",
+        metavar="|".join(TEXT_ENCODER_DTYPES),
+        help="auto: bfloat16 on a GPU, float32 on the CPU",
+    )
     group.add_argument("--dry_run", action="store_true", help="check the request and print the plan, nothing else")
 
 

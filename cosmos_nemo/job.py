@@ -68,6 +68,12 @@ class Job:
         """bfloat16, as released, where a GPU computes; float32 on the CPU."""
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
+    @property
+    def text_encoder_dtype(self) -> torch.dtype:
+        """As asked, else as the network. In bfloat16 a CPU's result would depend on its number of threads."""
+        asked = self.setup.text_encoder_dtype
+        return self.dtype if asked == "auto" else getattr(torch, asked)
+
     def facts(self) -> dict[str, Any]:
         """What the manifest says of this job: how to make the same video again, and from which weights."""
         assert self.files.weights and self.files.tokenizer and self.files.text_encoder
@@ -81,6 +87,7 @@ class Job:
             "plan": asdict(self.plan),
             "backend": self.backend.name,
             "dtype": str(self.dtype).removeprefix("torch."),
+            "text_encoder_dtype": str(self.text_encoder_dtype).removeprefix("torch."),
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             "guardrail": "none ran: this version has no guardrails yet",
         }
@@ -134,7 +141,7 @@ def describe(job: Job) -> str:
     names = {"weights": "network", "tokenizer": "tokenizer", "text_encoder": "text encoder"}
     for field, name in names.items():
         path = getattr(job.files, field)
-        lines.append(f"{name}: {path if path is not None else 'not here; a run would download it'}")
+        lines.append(f"{name}: {path if path is not None else 'not here; a run would look for it on the hub'}")
     return "\n".join(lines)
 
 
@@ -145,7 +152,7 @@ def text_encoder_stage(job: Job, groups: Groups) -> TextEncoder:
         text_length=job.card.network.text_length,
         text_dim=job.card.network.text_dim,
         device=job.device,
-        dtype=getattr(torch, job.setup.text_encoder_dtype),
+        dtype=job.text_encoder_dtype,
         offload="text_encoder" in job.setup.offload,
         group=groups.world,
         cache=TextCache(job.text_cache) if job.text_cache is not None else None,

@@ -65,7 +65,7 @@ def run(
 
 
 def _take_part(job: "Job", ranks: Ranks, build_pipeline: BuildPipeline | None) -> int:
-    from cosmos_nemo.parallel.groups import open_store
+    from cosmos_nemo.parallel.groups import open_store, stop
     from cosmos_nemo.parallel.watchdog import Watchdog
 
     store = open_store(ranks)
@@ -74,10 +74,12 @@ def _take_part(job: "Job", ranks: Ranks, build_pipeline: BuildPipeline | None) -
     beats = open_store(ranks, host=False) if ranks.num_ranks > 1 else store
     with Watchdog(beats, rank=ranks.rank, num_ranks=job.plan.num_ranks) as watchdog:
         status = _guarded(lambda: _make(job, ranks, store, build_pipeline), ranks, watchdog)
+        if status == 0 or job.plan.num_ranks == 1:
+            stop()
     if ranks.rank == 0:
         _dismiss_idle(store, ranks.num_ranks - job.plan.num_ranks, status)
     if status != 0 and ranks.num_ranks > 1:
-        # Tearing NCCL down would wait for ranks that are gone.
+        # The usual exit would tear NCCL down, which waits for ranks that are gone.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -87,11 +89,9 @@ def _take_part(job: "Job", ranks: Ranks, build_pipeline: BuildPipeline | None) -
 def _guarded(work: Callable[[], None], ranks: Ranks, watchdog: "Watchdog") -> int:
     """Status of `work`; a failure is printed here and reported to the other ranks."""
     from cosmos_nemo.job import PERSON_ERRORS
-    from cosmos_nemo.parallel.groups import stop
 
     try:
         work()
-        stop()
         return 0
     except KeyboardInterrupt:
         if watchdog.lost is not None:

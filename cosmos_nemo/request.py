@@ -19,7 +19,7 @@ DEFAULT_NEGATIVE_PROMPT = (
 )
 BACKENDS = ("auto", "te", "torch")
 CFG_PARALLEL = ("auto", "on", "off")
-TEXT_ENCODER_DTYPES = ("bfloat16", "float32")
+TEXT_ENCODER_DTYPES = ("auto", "bfloat16", "float32")
 SAMPLER_NAMES = ("RES", "RES-1euler", "RES-2mid", "EDM")
 OFFLOADABLE = ("text_encoder", "denoise", "tokenizer")
 VIDEO_SUFFIXES = (".mp4", ".npy")
@@ -45,7 +45,7 @@ class Setup:
     tensor_parallel: int = 1
     cfg_parallel: str = "auto"
     backend: str = "auto"
-    text_encoder_dtype: str = "bfloat16"
+    text_encoder_dtype: str = "auto"
     offload: frozenset[str] = frozenset()
 
 

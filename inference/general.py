@@ -1,14 +1,18 @@
 """Text2World from a NeMo checkpoint: torchrun (or srun, or python) inference/general.py --prompt ..."""
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cosmos_nemo.cli import parse_general
-from cosmos_nemo.launch import run
+from cosmos_nemo.launch import BuildPipeline, run
 
 
-def main(argv: Sequence[str]) -> int:
-    return run(lambda: parse_general(argv))
+def main(
+    argv: Sequence[str], *, environ: Mapping[str, str] = os.environ, build_pipeline: BuildPipeline | None = None
+) -> int:
+    """The exit status; see launch.run."""
+    return run(lambda: parse_general(argv), environ=environ, build_pipeline=build_pipeline)
 
 
 if __name__ == "__main__":

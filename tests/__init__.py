@@ -1,1 +1,1 @@
-"""A package, though it holds only tests: nemo_toolkit installs one of this name, which would win otherwise."""
+"""A package, though of tests only: nemo_toolkit installs one of this name, which would win otherwise."""

@@ -8,9 +8,10 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     # huggingface_hub reads both when it is imported, so a fixture would come too late.
-    empty = tempfile.TemporaryDirectory(prefix="cosmos_nemo_hub_")
+    empty = tempfile.TemporaryDirectory(prefix="cosmos_nemo_tests_")
     config.add_cleanup(empty.cleanup)
-    os.environ["HF_HOME"] = empty.name
+    os.environ["HF_HOME"] = f"{empty.name}/hub"
+    os.environ["COSMOS_NEMO_CACHE"] = f"{empty.name}/cache"
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 

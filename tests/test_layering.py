@@ -19,7 +19,7 @@ LAYERS = (
     {"models", "checkpoint"},
     {"stages"},
     {"pipelines", "training"},
-    {"launch", "job", "cli"},
+    {"launch", "job", "cli", "console"},
     {"tools"},
 )
 LAYER_OF = {unit: level for level, units in enumerate(LAYERS) for unit in units}

@@ -21,15 +21,23 @@ class Watchdog:
     """Beats for this rank and watches its neighbour, in a thread with a store connection of its own.
 
     A rank that fails by an exception says so at once (`report`); one that is killed stops beating, which
-    its neighbour notices after `patience` seconds and passes on.
+    its neighbour notices after `patience` seconds and passes on. Until a first beat it waits for `start`
+    seconds: reading packages from a busy file system takes some ranks far longer than others.
     """
 
     def __init__(
-        self, store: dist.Store, *, rank: int, num_ranks: int, beat: float = 3.0, patience: float = 40.0
+        self,
+        store: dist.Store,
+        *,
+        rank: int,
+        num_ranks: int,
+        beat: float = 3.0,
+        patience: float = 40.0,
+        start: float = 600.0,
     ) -> None:
         self.lost: str | None = None
         self._store, self._rank, self._num_ranks = store, rank, num_ranks
-        self._beat, self._patience = beat, patience
+        self._beat, self._patience, self._start = beat, patience, start
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -63,8 +71,9 @@ class Watchdog:
                     seen, seen_at = value, time.monotonic()
             except RuntimeError as error:
                 return self._stop(f"the store of rank 0 is gone ({str(error).splitlines()[0]})")
-            if time.monotonic() - seen_at > self._patience:
-                message = f"rank {neighbour.removeprefix('beat/')} has not been heard of for {self._patience:.0f} s"
+            limit = self._patience if seen else self._start
+            if time.monotonic() - seen_at > limit:
+                message = f"rank {neighbour.removeprefix('beat/')} has not been heard of for {limit:.0f} s"
                 self._store.set(FAILED, message)
                 return self._stop(message)
 

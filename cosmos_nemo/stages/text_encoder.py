@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from cosmos_nemo.checkpoint.reader import CheckpointError
+from cosmos_nemo.checkpoint.reader import CheckpointError, open_checkpoint
 from cosmos_nemo.parallel.rank_zero import rank_zero
 from cosmos_nemo.stages.base import Stage
 from cosmos_nemo.stages.text_cache import EncodedText, TextCache, cache_key
-from cosmos_nemo.stages.text_folder import check_text_folder, text_folder_identity
+from cosmos_nemo.stages.text_folder import text_folder_identity, weight_files
 
 logger = logging.getLogger(__name__)
 _WORDS_SHOWN = 5
+_WORD_TABLE = "encoder.embed_tokens.weight"
+"""The other name of shared.weight, under which some files hold the one table."""
 
 
 class TextEncoder(Stage):
@@ -48,10 +50,6 @@ class TextEncoder(Stage):
         self.text_length, self.text_dim = text_length, text_dim
         self.group, self.cache = group, cache
 
-    def check(self) -> None:
-        """CheckpointError unless the folder is a complete T5 of this width; reads no weights."""
-        check_text_folder(self.folder, text_dim=self.text_dim)
-
     def __call__(self, prompts: list[str]) -> Tensor:
         """Embeddings [B, L, D] in `dtype`, zero past each prompt's end (spec/predict1-diffusion.md, 7.1).
 
@@ -65,17 +63,32 @@ class TextEncoder(Stage):
         """Nothing yet: only a prompt that the cache lacks needs the weights."""
 
     def build(self) -> nn.Module:
-        from transformers import T5EncoderModel
+        """Built without storage and filled on the device, tensor by tensor: the host never holds the model."""
+        from transformers import T5Config, T5EncoderModel
 
-        model, report = T5EncoderModel.from_pretrained(
-            self.folder, dtype=self.dtype, local_files_only=True, output_loading_info=True
-        )
-        if missing := sorted(report["missing_keys"]):
+        with torch.device("meta"):
+            model = T5EncoderModel(T5Config.from_pretrained(self.folder, local_files_only=True))
+        model = model.to(self.dtype).to_empty(device=self.device).eval().requires_grad_(False)
+        model.tie_weights()
+        self._fill(model)
+        return model
+
+    def _fill(self, model: nn.Module) -> None:
+        stored = {name: file for file in map(open_checkpoint, weight_files(self.folder)) for name in file.names()}
+        parameters = dict(model.named_parameters())
+        sources = {name: _WORD_TABLE if name == "shared.weight" and name not in stored else name for name in parameters}
+        if missing := sorted(source for source in sources.values() if source not in stored):
             raise CheckpointError(
                 f"{self.folder} lacks {len(missing)} tensors of the T5 that its config.json describes, "
                 f"first: {missing[0]}."
             )
-        return model.to(self.device).eval().requires_grad_(False)
+        for name, parameter in parameters.items():
+            found = stored[sources[name]].shape(sources[name])
+            if found != tuple(parameter.shape):
+                raise CheckpointError(
+                    f"{self.folder}: {sources[name]} is {found}, but config.json makes it {tuple(parameter.shape)}."
+                )
+            parameter.copy_(stored[sources[name]].read(sources[name]))
 
     def _encode_all(self, prompts: list[str]) -> Tensor:
         encoded = [self._look_up(prompt) for prompt in prompts]

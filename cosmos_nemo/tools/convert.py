@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 if DST was written, 2 if SRC, DST or a flag is wrong: then nothing is left of DST."""
+    """0 if DST was written; 2 if SRC, DST or a flag is wrong, 1 if the disk fails: nothing is left then."""
     import torch
     from tqdm import tqdm
 
@@ -47,6 +47,9 @@ def run(args: argparse.Namespace) -> int:
     except (CheckpointError, CatalogError) as error:
         print(f"cosmos-nemo convert: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"cosmos-nemo convert: {args.target} was not written: {error}", file=sys.stderr)
+        return 1
     print(f"{args.target}: {identity.base.name}, as {args.to}")
     if identity.overrides:
         print(f"It is not quite {identity.base.name}: {args.target / 'card.json'} says how it differs.")

@@ -1,6 +1,7 @@
 """Random video tokenizers in the layouts of the released ones, to try everything without the weights."""
 
 import math
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
@@ -38,11 +39,16 @@ def write_released_tokenizer(
 
 
 def random_weights(shape: TokenizerShape, *, seed: int, parts: Collection[str] = PARTS) -> dict[str, Tensor]:
-    """Float32 weights under diffusers' names that make videos about -1..1 from unit normal latents."""
-    draw = torch.Generator().manual_seed(seed)
-    return {
-        name: _random_tensor(name, sizes, draw) for name, sizes in tensor_shapes(shape, parts=parts).items()
-    }
+    """Float32 weights under diffusers' names that make videos about -1..1 from unit normal latents.
+
+    Those of one part are the same with and without the other.
+    """
+    weights = {}
+    for part in parts:
+        draw = torch.Generator().manual_seed(2 * seed + PARTS.index(part))
+        for name, sizes in tensor_shapes(shape, parts=(part,)).items():
+            weights[name] = _random_tensor(name, sizes, draw)
+    return weights
 
 
 def _random_tensor(name: str, sizes: tuple[int, ...], draw: torch.Generator) -> Tensor:
@@ -62,7 +68,9 @@ def _released_tensors(
     weights = random_weights(shape, seed=seed, parts=parts)
     haar = {"wavelets": torch.full((2,), 0.5**0.5), "_arange": torch.arange(2.0)}
     patchers = {"encoder": "encoder.patcher3d", "decoder": "decoder.unpatcher3d"}
-    constants = {f"{patchers[part]}.{name}": values.clone() for part in parts for name, values in haar.items()}
+    constants = {
+        f"{patchers[part]}.{name}": values.clone() for part in parts for name, values in haar.items()
+    }
     if "encoder" in parts:
         constants["encoder.patcher3d.patch_size_buffer"] = torch.tensor([float(shape.patch_size)])
     return {upstream_name(name, shape): values for name, values in weights.items()} | constants
@@ -91,4 +99,7 @@ def _write_archive(tensors: Mapping[str, Tensor], path: Path) -> None:
                 node.add_module(branch, _Branch())
             node = node.get_submodule(branch)
         node.register_buffer(leaf, values)
-    torch.jit.script(root.eval()).save(str(path))
+    with warnings.catch_warnings():
+        # torch calls its own format deprecated; the released tokenizers are in it all the same.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(root.eval()).save(str(path))

@@ -26,7 +26,6 @@ PLANS = (
     Plan(cp=2, tp=2),
     Plan(cfg=2, tp=2),
 )
-CHECKPOINT = Path(__file__).parents[1] / "golden/nemo_text_torch_dist"
 CARD = replace(
     CARDS["Cosmos-Nano-Text2World"],
     network=DiTShape(
@@ -43,7 +42,7 @@ CARD = replace(
     ),
 )
 # 5 x 5 x 5 tokens: no number of ranks from 2 to 4 divides 125.
-REQUEST = Text2WorldRequest(prompt="x", height=80, width=80, num_frames=33, num_steps=4, guidance=3.0, seed=7)
+REQUEST = Text2WorldRequest(prompt="x", height=80, width=80, num_frames=33, num_steps=4, seed=7)
 
 
 def name_of(plan: Plan) -> str:
@@ -61,7 +60,7 @@ def main(folder: Path) -> None:
         groups = start(ranks, plan=plan, store=torch.distributed.PrefixStore(name_of(plan), store), device=device)
         stage = Denoise(
             card=CARD,
-            checkpoint=CHECKPOINT,
+            checkpoint=folder / "checkpoint",
             groups=groups,
             backend=torch_backend(),
             device=device,

@@ -26,7 +26,14 @@ PLANS = worker.PLANS
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from cosmos_nemo.checkpoint.reader import LazyTensor
+    from cosmos_nemo.checkpoint.writer import write_torch_dist
+    from cosmos_nemo.tools.standin_network import random_network
+
     path = tmp_path_factory.mktemp("latents")
+    shape = worker.CARD.network
+    weights = {name: LazyTensor.of(tensor) for name, tensor in random_network(shape, seed=3).items()}
+    write_torch_dist(path / "checkpoint", weights, shape=shape)
     launcher.run_ranks(4, HERE / "sample_worker.py", str(path), timeout=240)
     return path
 
@@ -73,7 +80,7 @@ def decode(tmp_path_factory: pytest.TempPathFactory) -> object:
 
     folder = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
     shape = TokenizerShape(channels=6)
-    write_released_tokenizer(shape, folder, 0, "safetensors")
+    write_released_tokenizer(shape, folder, seed=0, layout="safetensors")
     stage = Tokenizer(
         shape=shape, folder=folder, device=torch.device("cpu"), dtype=torch.float32, parts=("decoder",)
     )

@@ -19,16 +19,21 @@ def open_checkpoint(path: Path) -> Checkpoint:
     the file, if anything is missing, truncated or unfinished, or if `path` holds none or several checkpoints.
     """
     path = Path(path).expanduser()
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist{_neighbours(path)}")
-    _refuse_unfinished(path)
-    if path.is_file():
-        return _open_file(path)
-    found = _candidates(path)
+    try:
+        if not path.exists():
+            raise CheckpointError(f"{path} does not exist{_neighbours(path)}")
+        _refuse_unfinished(path)
+        return _open_file(path) if path.is_file() else _open_folder(path)
+    except PermissionError as error:
+        raise CheckpointError(f"{error.filename} may not be read: ask its owner for leave to") from error
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    found = _candidates(folder)
     if not found:
-        raise CheckpointError(f"{path} holds no checkpoint. It holds {_listing(path)}")
+        raise CheckpointError(f"{folder} holds no checkpoint. It holds {_listing(folder)}")
     if len(found) > 1:
-        raise CheckpointError(f"{path} holds several checkpoints: {', '.join(found)}. Pass one of them")
+        raise CheckpointError(f"{folder} holds several checkpoints: {', '.join(found)}. Pass one of them")
     (opening,) = found.values()
     return opening()
 

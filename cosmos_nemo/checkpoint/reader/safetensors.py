@@ -57,7 +57,6 @@ def shards_of_index(index: Path) -> list[Path]:
 
 def _open_file(path: Path) -> dict[str, LazyTensor]:
     header, data_start = _read_header(path)
-    header.pop("__metadata__", None)
     try:
         blocks = {name: _block(path, entry, data_start=data_start) for name, entry in header.items()}
     except (KeyError, TypeError, ValueError) as error:
@@ -77,8 +76,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         check_length(path, needed=_LENGTH.size + length)
         try:
             header: dict[str, Any] = json.loads(file.read(length))
-            assert isinstance(header, dict)
-        except (json.JSONDecodeError, UnicodeDecodeError, AssertionError) as error:
+            header.pop("__metadata__", None)
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
             raise CheckpointError(f"{path} is not a safetensors file, or damaged ({error!r})") from error
     return header, _LENGTH.size + length
 

@@ -4,7 +4,6 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +53,8 @@ def _open_array(folder: Path) -> LazyTensor:
         block = RawBlock.contiguous(path, offset=0, shape=chunk_shape, dtype=dtype)
         check_length(path, needed=block.num_bytes)
         start = tuple(position * size for position, size in zip(cell, chunk_shape, strict=True))
-        # A chunk at the edge is stored whole, padded: what lies outside the tensor is not part of it.
-        inside = tuple(min(size, end - low) for size, end, low in zip(chunk_shape, shape, start, strict=True))
-        chunks.append(Chunk(start, inside, partial(RawBlock.read, block)))
+        # A chunk at the edge is stored whole; what lies outside the tensor is never asked for.
+        chunks.append(Chunk(start, chunk_shape, block.read))
     return from_chunks(chunks, shape=shape, dtype=dtype, name=folder.name)
 
 

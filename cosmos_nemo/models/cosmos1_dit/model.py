@@ -174,7 +174,7 @@ class Cosmos1DiT(MegatronModule):
         padding_mask_B1HW: Tensor | None = None,
         given_mask_B1THW: Tensor | None = None,
     ) -> Tensor:
-        """F of the whole latent, [B, C, T, H, W] in the network's dtype, on every rank.
+        """F of the whole latent, [B, C, T, H, W] float32, on every rank.
 
         x is the whole noisy latent times c_in, the same on all ranks; the padding mask is in pixels, 1 where
         there is no picture; the given mask is 1 on latent frames the network is told.

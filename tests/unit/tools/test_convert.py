@@ -62,6 +62,13 @@ def test_what_is_wrong_is_a_sentence_and_two(run, tmp_path, monkeypatch, words, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_target_that_cannot_be_written_is_a_sentence_and_one(run, tmp_path):
+    (tmp_path / "file").touch()
+    status, _, error = run(ZARR, tmp_path / "file" / "new", "--to", "nemo")
+    assert status == 1
+    assert error.startswith(f"cosmos-nemo convert: {tmp_path / 'file' / 'new'} was not written: ")
+
+
 def test_an_unknown_layout_is_refused_by_the_parser(run, tmp_path):
     with pytest.raises(SystemExit) as caught:
         run(ZARR, tmp_path / "new", "--to", "onnx")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cosmos_nemo.checkpoint.reader import CheckpointError, open_checkpoint
+from cosmos_nemo.checkpoint.reader import CheckpointError, detect, open_checkpoint
 
 
 def test_a_path_that_does_not_exist_says_what_is_there(tmp_path):
@@ -59,6 +59,15 @@ def test_an_unfinished_checkpoint_is_refused(torch_dist, inside):
         CheckpointError, match=r"was not saved to the end \(step=1-unfinished lies beside it\)"
     ):
         open_checkpoint(torch_dist.parent / inside)
+
+
+def test_a_path_that_may_not_be_read_is_a_sentence(torch_dist, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path / ".metadata"))
+
+    monkeypatch.setattr(detect, "_open_torch_dist", refuse)
+    with pytest.raises(CheckpointError, match=r"weights/\.metadata may not be read"):
+        open_checkpoint(torch_dist)
 
 
 def test_opening_reads_no_tensor(golden, monkeypatch):

@@ -27,6 +27,7 @@ def test_values_of_any_type_at_any_place_come_back(tmp_path, values, dtype, offs
     file.write_bytes(bytes(offset) + values.view(torch.uint8).numpy().tobytes())
     block = RawBlock.contiguous(file, offset=offset, shape=(4, 6), dtype=dtype)
     assert torch.equal(block.read(ALL), values)
+    assert block.read(ALL).data_ptr() % dtype.itemsize == 0
     assert torch.equal(block.read((slice(1, 3), slice(2, 5))), values[1:3, 2:5])
 
 

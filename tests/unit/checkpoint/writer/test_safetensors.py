@@ -51,14 +51,19 @@ def test_diffusers_loads_the_folder_and_makes_the_reference_output(tmp_path, gol
     write_diffusers(tmp_path / "new", lazy_network(checkpoint, rules=rules), shape=shape)
     model, report = CosmosTransformer3DModel.from_pretrained(tmp_path / "new", output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    # diffusers resizes the padding mask with torchvision, which is not needed here: it goes in as a channel.
+    model.register_to_config(concat_padding_mask=False)
+    x, padding = tensors["inputs.x"], tensors["inputs.padding_mask"]
+    channel = torch.nn.functional.interpolate(padding, size=x.shape[-2:])[:, :, None].expand(
+        -1, -1, x.shape[2], -1, -1
+    )
+    given = [tensors["inputs.condition_video_input_mask"]] if shape.takes_given_mask else []
     with torch.no_grad():
         (output,) = model(
-            tensors["inputs.x"],
+            torch.cat([x, *given, channel], dim=1),
             tensors["inputs.timesteps"],
             tensors["inputs.crossattn_emb"],
             fps=24,
-            condition_mask=tensors.get("inputs.condition_video_input_mask"),
-            padding_mask=tensors["inputs.padding_mask"][:1],
             return_dict=False,
         )
     reference = tensors["outputs.final"]

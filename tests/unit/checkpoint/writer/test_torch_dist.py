@@ -32,21 +32,19 @@ def test_the_tensors_are_the_goldens(written, golden, assert_equal):
     assert_equal({n: ours.read(n) for n in ours.names()}, {n: theirs.read(n) for n in used})
 
 
-def sharded(name, whole, *, layer, rank, size):
+def split_axis(name):
+    """Of the tensors that the test reads in parts."""
+    return 0 if "linear_fc1" in name else 1 if "linear_fc2" in name else None
+
+
+def sharded(name, part, *, layer, rank, size):
     """What one tensor-parallel rank of a Megatron model asks for."""
     from megatron.core.dist_checkpointing import ShardedTensor
 
-    own, stacked = list(whole.shape), int(layer is not None)
+    stacked, axis = int(layer is not None), split_axis(name)
     offsets = [(0, layer, 2)] if stacked else []
-    if axes := [axis for part, axis in (("linear_fc1", 0), ("linear_fc2", 1)) if part in name]:
-        own[axes[0]] //= size
-        offsets.append((axes[0] + stacked, rank, size))
-    empty = torch.zeros(own, dtype=whole.dtype)
-    # Megatron wants each part from one rank only; the others are its replicas.
-    replica = 0 if axes else rank
-    return ShardedTensor.from_rank_offsets(
-        name, empty, *offsets, prepend_axis_num=stacked, replica_id=replica
-    )
+    offsets += [(axis + stacked, rank, size)] if axis is not None else []
+    return ShardedTensor.from_rank_offsets(name, torch.zeros_like(part), *offsets, prepend_axis_num=stacked)
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -54,20 +52,19 @@ def test_megatron_reads_it_whole_and_in_tensor_parallel_parts(written, one_rank,
     from megatron.core import dist_checkpointing
 
     checkpoint = open_checkpoint(written)
-    wholes = {}
+    expected = {}
     for name in checkpoint.names():
-        whole = checkpoint.read(name)
+        whole, axis = checkpoint.read(name), split_axis(name)
         layers = dict(enumerate(whole)) if name.startswith("module.decoder.layers.") else {None: whole}
-        wholes |= {(name, layer, rank): part for layer, part in layers.items() for rank in range(size)}
+        for layer, tensor in layers.items():
+            parts = [tensor] if axis is None else tensor.chunk(size, dim=axis)
+            expected |= {(name, layer, rank): part for rank, part in enumerate(parts)}
     wanted = {
-        key: sharded(key[0], whole, layer=key[1], rank=key[2], size=size) for key, whole in wholes.items()
+        key: sharded(key[0], part, layer=key[1], rank=key[2], size=size) for key, part in expected.items()
     }
     answers = dist_checkpointing.load({"model": wanted}, str(written))["model"]
-    assert answers.keys() == wholes.keys()
-    for (name, layer, rank), whole in wholes.items():
-        if "linear_fc" in name:
-            whole = whole.chunk(size, dim=int("linear_fc2" in name))[rank]
-        assert torch.equal(answers[name, layer, rank], whole)
+    assert answers.keys() == expected.keys()
+    assert all(torch.equal(answers[key], part) for key, part in expected.items())
 
 
 def test_torch_itself_reads_it(written, lazy):
