@@ -1,4 +1,4 @@
-"""The released models as data: one card each. Standard library only, so that every door can read it instantly.
+"""The released models as data: one card each. Standard library only, so every door reads it instantly.
 
 Sizes are in pixels and frames of the video unless a name says latent. A latent frame holds eight video frames
 (the first latent frame holds one) and a latent cell 8 x 8 pixels.

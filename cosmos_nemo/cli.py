@@ -35,11 +35,14 @@ def parse_general(argv: Sequence[str]) -> Invocation:
     card = find_card(flags.model)
     if flags.enable_prompt_upsampler:
         raise RequestError(
-            "--enable_prompt_upsampler is not built yet in this version. Leave it out and write the prompt in detail."
+            "--enable_prompt_upsampler is not built yet in this version. "
+            "Leave it out and write the prompt in detail."
         )
     for flag in ("prompt_upsampler_dir", "guardrail_dir"):
         if getattr(flags, flag):
-            raise RequestError(f"--{flag} would have no effect: this version runs no such model yet. Leave it out.")
+            raise RequestError(
+                f"--{flag} would have no effect: this version runs no such model yet. Leave it out."
+            )
     setup = Setup(
         model=card.name,
         nemo_checkpoint=_path(flags.nemo_checkpoint),
@@ -87,12 +90,16 @@ def _general_parser() -> argparse.ArgumentParser:
 
 def _add_request(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--prompt", required=True, help="what the video shows")
-    group.add_argument("--negative_prompt", default=DEFAULT_NEGATIVE_PROMPT, help='what to avoid; "" for none')
+    group.add_argument(
+        "--negative_prompt", default=DEFAULT_NEGATIVE_PROMPT, help='what to avoid; "" for none'
+    )
     group.add_argument("--subject_name", default="", help="the subject a post-trained model learned")
     group.add_argument("--guidance", type=float, default=7.0, help="weight g of cond + g (cond - uncond); 7")
     group.add_argument("--sampler", default=None, metavar="NAME", help=", ".join(SAMPLER_NAMES) + "; RES")
     group.add_argument("--num_steps", type=float, default=35, help="sampling steps; 35")
-    group.add_argument("--seed", type=int, default=1, help="of the noise: the same video for the same seed; 1")
+    group.add_argument(
+        "--seed", type=int, default=1, help="of the noise: the same video for the same seed; 1"
+    )
     group.add_argument("--height", type=int, default=None, help="pixels, a multiple of 16; the model's, 704")
     group.add_argument("--width", type=int, default=None, help="pixels, a multiple of 16; the model's, 1280")
     group.add_argument("--num_video_frames", type=int, default=None, help="8k+1; the model's, 121")
@@ -114,18 +121,28 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
 
 def _add_machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--num_devices", type=int, default=None, help="ranks that take part; all")
-    group.add_argument("--cp_size", type=int, default=None, help="context parallel ranks; what the others leave")
+    group.add_argument(
+        "--cp_size", type=int, default=None, help="context parallel ranks; what the others leave"
+    )
     group.add_argument("--tensor_parallel", type=int, default=1, help="tensor parallel ranks; 1")
-    group.add_argument("--cfg_parallel", default="auto", metavar="|".join(CFG_PARALLEL), help="guidance branches apart")
-    group.add_argument("--backend", default="auto", metavar="|".join(BACKENDS), help="Transformer Engine or torch")
-    group.add_argument("--offload", default="", metavar="STAGE,...", help=f"park between uses: {', '.join(OFFLOADABLE)}")
+    group.add_argument(
+        "--cfg_parallel", default="auto", metavar="|".join(CFG_PARALLEL), help="guidance branches apart"
+    )
+    group.add_argument(
+        "--backend", default="auto", metavar="|".join(BACKENDS), help="Transformer Engine or torch"
+    )
+    group.add_argument(
+        "--offload", default="", metavar="STAGE,...", help=f"park between uses: {', '.join(OFFLOADABLE)}"
+    )
     group.add_argument(
         "--text_encoder_dtype",
         default="auto",
         metavar="|".join(TEXT_ENCODER_DTYPES),
         help="auto: bfloat16 on a GPU, float32 on the CPU",
     )
-    group.add_argument("--dry_run", action="store_true", help="check the request and print the plan, nothing else")
+    group.add_argument(
+        "--dry_run", action="store_true", help="check the request and print the plan, nothing else"
+    )
 
 
 def _path(text: str) -> Path | None:

@@ -79,7 +79,9 @@ class Job:
         assert self.files.weights and self.files.tokenizer and self.files.text_encoder
         return {
             "model": self.card.name,
-            "request": {name: str(v) if isinstance(v, Path) else v for name, v in asdict(self.request).items()},
+            "request": {
+                name: str(v) if isinstance(v, Path) else v for name, v in asdict(self.request).items()
+            },
             "files": {
                 name: {"path": str(path), "fingerprint": fingerprint(path)}
                 for name, path in asdict(self.files).items()
@@ -132,16 +134,19 @@ def describe(job: Job) -> str:
     calls = SAMPLERS[request.sampler].num_calls(request.num_steps)
     tokens = shape[2] * (shape[3] // patch) * (shape[4] // patch)
     lines = [
-        f"{job.card.name}: {request.num_frames} frames of {request.width} x {request.height} at {request.fps} fps, "
-        f"seed {request.seed}, to {request.video_path}",
-        f"latent {shape[2]} x {shape[3]} x {shape[4]}, {tokens:,} tokens; {request.sampler}, {request.num_steps} "
-        f"steps, guidance {request.guidance:g}: {calls * request.num_branches} network calls",
+        f"{job.card.name}: {request.num_frames} frames of {request.width} x {request.height} "
+        f"at {request.fps} fps, seed {request.seed}, to {request.video_path}",
+        f"latent {shape[2]} x {shape[3]} x {shape[4]}, {tokens:,} tokens; {request.sampler}, "
+        f"{request.num_steps} steps, guidance {request.guidance:g}: "
+        f"{calls * request.num_branches} network calls",
         f"{job.plan.num_ranks} rank(s): {job.plan}; back end {job.backend.name} in {str(job.dtype)[6:]}",
     ]
     names = {"weights": "network", "tokenizer": "tokenizer", "text_encoder": "text encoder"}
     for field, name in names.items():
         path = getattr(job.files, field)
-        lines.append(f"{name}: {path if path is not None else 'not here; a run would look for it on the hub'}")
+        lines.append(
+            f"{name}: {path if path is not None else 'not here; a run would look for it on the hub'}"
+        )
     return "\n".join(lines)
 
 
@@ -231,7 +236,8 @@ def _plan(card: ModelCard, setup: Setup, request: Text2WorldRequest, ranks: Rank
     if num_devices > ranks.num_ranks and not pretend:
         raise RequestError(
             f"--num_devices {num_devices} is more than the {ranks.num_ranks} rank(s) started. "
-            f"Start them with torchrun --nproc_per_node={num_devices}, or pass --num_devices {ranks.num_ranks}."
+            f"Start them with torchrun --nproc_per_node={num_devices}, "
+            f"or pass --num_devices {ranks.num_ranks}."
         )
     return make_plan(
         num_devices=num_devices,
@@ -259,7 +265,7 @@ def _device(ranks: Ranks) -> torch.device:
 
 
 def _text_cache_folder(environ: Mapping[str, str]) -> Path | None:
-    """$COSMOS_NEMO_CACHE/text, by default under the user's cache folder; an empty value turns the cache off."""
+    """$COSMOS_NEMO_CACHE/text, by default under the user's cache folder; an empty value turns it off."""
     root = environ.get("COSMOS_NEMO_CACHE")
     if root is None:
         base = environ.get("XDG_CACHE_HOME") or environ.get("HOME")

@@ -27,7 +27,15 @@ if TYPE_CHECKING:
     from cosmos_nemo.pipelines.text2world import Text2World, Video
 
 BuildPipeline = Callable[["Job", "Groups"], "Text2World"]
-_PACKAGES = ("cosmos_nemo", "torch", "megatron-core", "transformers", "diffusers", "transformer-engine", "numpy")
+_PACKAGES = (
+    "cosmos_nemo",
+    "torch",
+    "megatron-core",
+    "transformers",
+    "diffusers",
+    "transformer-engine",
+    "numpy",
+)
 _BAD_REQUEST, _FAILED, _INTERRUPTED = 2, 1, 130
 
 
@@ -40,7 +48,7 @@ def run(
     """The exit status of a door on this rank.
 
     `parse` makes the invocation; `build_pipeline` replaces how stages are filled (measurements do, which have
-    no released weights). Every rank checks the request for itself, so that a bad one ends before any connects.
+    no released weights). Every rank checks the request for itself: a bad one ends before any connects.
     """
     ranks = ranks_from(environ)
     try:
@@ -78,8 +86,9 @@ def _take_part(job: "Job", ranks: Ranks, build_pipeline: BuildPipeline | None) -
             stop()
     if ranks.rank == 0:
         _dismiss_idle(store, ranks.num_ranks - job.plan.num_ranks, status)
-    if status != 0 and ranks.num_ranks > 1:
-        # The usual exit would tear NCCL down, which waits for ranks that are gone.
+    if ranks.num_ranks > 1:
+        # The usual exit would tear down NCCL, which waits for ranks that are gone, and gloo, which was seen
+        # to abort with everything written.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

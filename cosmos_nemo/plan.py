@@ -59,8 +59,8 @@ def make_plan(
     if plan.num_ranks != num_devices or cp < 1:
         raise RequestError(
             f"--cp_size {cp_size if cp_size is not None else 'auto'} --tensor_parallel {tensor_parallel} "
-            f"--cfg_parallel {cfg_parallel} make {plan} = {plan.num_ranks} ranks, but {num_devices} take part "
-            f"(--num_devices). Choose sizes whose product is {num_devices}, or leave --cp_size out."
+            f"--cfg_parallel {cfg_parallel} make {plan} = {plan.num_ranks} ranks, but {num_devices} "
+            f"take part (--num_devices). Choose sizes whose product is {num_devices}, or leave --cp_size out."
         )
     return plan
 

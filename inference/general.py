@@ -9,7 +9,10 @@ from cosmos_nemo.launch import BuildPipeline, run
 
 
 def main(
-    argv: Sequence[str], *, environ: Mapping[str, str] = os.environ, build_pipeline: BuildPipeline | None = None
+    argv: Sequence[str],
+    *,
+    environ: Mapping[str, str] = os.environ,
+    build_pipeline: BuildPipeline | None = None,
 ) -> int:
     """The exit status; see launch.run."""
     return run(lambda: parse_general(argv), environ=environ, build_pipeline=build_pipeline)

@@ -1,7 +1,9 @@
 """What every test gets: no hub, nobody's cache, and GPU tests only where there is a GPU."""
 
 import os
+import sys
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 
@@ -24,3 +26,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in on_gpu:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _groups_end_with_the_test() -> Iterator[None]:
+    """Process groups that a test left running would be found by the next one."""
+    yield
+    groups = sys.modules.get("cosmos_nemo.parallel.groups")
+    if groups is not None:
+        groups.stop()

@@ -79,7 +79,7 @@ def text_encoder_of(card: ModelCard) -> HubFiles:
     """The T5 folder, without the copies of its weights for other frameworks."""
     return HubFiles(
         repository=card.sources.text_encoder,
-        needs=(("config.json",), ("tokenizer.json", "spiece.model"), ("*.safetensors", "*.bin")),
+        needs=(("config.json",), ("tokenizer.json",), ("*.safetensors", "*.bin")),
         ignore=("*.h5", "*.msgpack"),
         flag="--text_encoder_dir",
         model=card.name,

@@ -42,7 +42,9 @@ def gather_tokens(tokens_sX: Tensor, group: ProcessGroup, num_tokens: int) -> Te
     return _Gather.apply(tokens_sX, group, False)[:num_tokens]
 
 
-def attend_by_heads(attend: Attend, q: Tensor, k: Tensor, v: Tensor, group: ProcessGroup, num_tokens: int) -> Tensor:
+def attend_by_heads(
+    attend: Attend, q: Tensor, k: Tensor, v: Tensor, group: ProcessGroup, num_tokens: int
+) -> Tensor:
     """Attention over all tokens with the heads split: tokens and heads change places by all-to-all, and back.
 
     q, k, v: [s, B, N, K] of this rank, N divisible by the group's size. DeepSpeed-Ulysses, arXiv:2309.14509.
@@ -58,7 +60,7 @@ def attend_by_heads(attend: Attend, q: Tensor, k: Tensor, v: Tensor, group: Proc
 def attend_by_gathering(
     attend: Attend, q: Tensor, k: Tensor, v: Tensor, group: ProcessGroup, num_tokens: int
 ) -> Tensor:
-    """Attention of this rank's queries over all keys and values, which are gathered: for any number of heads."""
+    """Attention of this rank's queries over all keys and values, gathered: for any number of heads."""
     k, v = (_Gather.apply(part, group, True)[:num_tokens] for part in (k, v))
     return attend(q, k, v)
 

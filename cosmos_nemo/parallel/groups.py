@@ -22,7 +22,7 @@ _STORE_TIMEOUT = timedelta(minutes=10)
 
 @dataclass(frozen=True, kw_only=True)
 class Groups:
-    """The groups of one process. `cfg` is Megatron's data-parallel axis: guidance branches, later replicas."""
+    """The groups of one process. `cfg` is Megatron's data-parallel axis: it holds the guidance branches."""
 
     plan: Plan
     world: ProcessGroup
@@ -81,6 +81,19 @@ def start(ranks: Ranks, *, plan: Plan, store: dist.Store, device: torch.device) 
         distributed_timeout_minutes=int(COLLECTIVE_TIMEOUT.total_seconds()) // 60,
         create_gloo_process_groups=False,
     )
+    return _groups(plan)
+
+
+def start_alone(device: torch.device) -> Groups:
+    """The groups of this process alone, started by the first call: for tools, which run on one rank."""
+    if dist.is_initialized():
+        assert dist.get_world_size() == 1
+        return _groups(Plan())
+    ranks = Ranks()
+    return start(ranks, plan=Plan(), store=open_store(ranks), device=device)
+
+
+def _groups(plan: Plan) -> Groups:
     world = dist.group.WORLD
     assert world is not None
     collection = ProcessGroupCollection.use_mpu_process_groups(["tp", "cp", "dp", "dp_cp", "pp", "mp"])

@@ -84,8 +84,7 @@ def _header_of(value: Any) -> Any:
 
 def _broadcast_tensor(value: Tensor | None, header: _TensorHeader, group: ProcessGroup) -> Tensor:
     if value is None:
-        index = torch.cuda.current_device() if header.device_type == "cuda" else None
-        device = torch.device(header.device_type, index)
+        device = torch.device(header.device_type)  # without an index: the current GPU
         value = torch.empty(header.shape, dtype=header.dtype, device=device)
     value = value.contiguous()
     dist.broadcast(value, group=group, group_src=0)

@@ -49,7 +49,7 @@ class Text2World:
 
 
 def _embed(encode: TextEncoder, prompt: str, negative_prompt: str) -> tuple[Tensor, Tensor]:
-    """Embeddings of both prompts; an empty negative prompt is the zero embedding, as in training's dropout."""
+    """Embeddings of both prompts; an empty negative prompt is all zeros, as in training's dropout."""
     if not negative_prompt:
         prompt_BLD = encode([prompt])
         return prompt_BLD, torch.zeros_like(prompt_BLD)

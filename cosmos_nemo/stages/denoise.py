@@ -11,8 +11,8 @@ from cosmos_nemo.checkpoint.load import load_into
 from cosmos_nemo.checkpoint.names import network_rules
 from cosmos_nemo.checkpoint.reader import open_checkpoint
 from cosmos_nemo.models.common.backend import Backend
-from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT, Positions
 from cosmos_nemo.models.cosmos1_dit.layers import KeyValue
+from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT, Positions
 from cosmos_nemo.models.cosmos1_dit.spec import build_network
 from cosmos_nemo.parallel.groups import Groups
 from cosmos_nemo.parallel.rank_zero import everywhere
@@ -58,13 +58,14 @@ class Denoise(Stage):
         """The normalised latent [1, C, T, H, W], float32. Text embeddings: [1, L, D], zeros for "no text"."""
         network = self.module
         assert isinstance(network, Cosmos1DiT)
-        noise = draw_noise(latent_shape(request, self.card), seed=request.seed).to(self.device)
+        shape = latent_shape(request, self.card)
+        noise = draw_noise(shape, seed=request.seed).to(self.device)
         predict = _GuidedNetwork(
             network,
             groups=self.groups,
             guidance=request.guidance,
             text={"cond": prompt_BLD, "uncond": negative_BLD},
-            positions=network.positions(tuple(noise.shape[2:]), fps=request.fps),
+            positions=network.positions(shape[2:], fps=request.fps),
         )
         sampler = SAMPLERS[request.sampler]
         denoiser = EdmDenoiser(predict, self.card.sigma_data)
@@ -113,7 +114,8 @@ class _GuidedNetwork:
     def __call__(self, x_BCTHW: Tensor, c_noise: Tensor) -> Tensor:
         modulation = self.network.modulate(c_noise.reshape(1))
         outputs = [
-            self.network(x_BCTHW, modulation=modulation, text=text, positions=self.positions) for text in self.text
+            self.network(x_BCTHW, modulation=modulation, text=text, positions=self.positions)
+            for text in self.text
         ]
         if self.halved:
             outputs = self._exchange(outputs[0])

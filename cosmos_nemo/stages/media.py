@@ -25,20 +25,27 @@ def check_writable(path: Path) -> None:
         path.with_name(f"{path.name}.probe").unlink()
     except OSError as error:
         raise RequestError(
-            f"--video_save_path {path} cannot be written ({error.strerror or error}). Choose a folder you may write to."
+            f"--video_save_path {path} cannot be written ({error.strerror or error}). "
+            "Choose a folder you may write to."
         ) from None
     if path.suffix.lower() == ".mp4":
         _check_encoder(path)
 
 
-def write_video(frames_THWC: Tensor, path: Path, *, fps: int, prompt: str, manifest: Mapping[str, Any]) -> None:
+def write_video(
+    frames_THWC: Tensor, path: Path, *, fps: int, prompt: str, manifest: Mapping[str, Any]
+) -> None:
     """Writes `path` (.mp4 by ffmpeg, or .npy), its prompt as .txt and its manifest as .json.
 
     frames: uint8 0..255. Each file appears under its name only when it is complete, the video last.
     """
-    _write_atomically(path.with_suffix(".txt"), lambda temporary: temporary.write_text(prompt, encoding="utf-8"))
+    _write_atomically(
+        path.with_suffix(".txt"), lambda temporary: temporary.write_text(prompt, encoding="utf-8")
+    )
     text = json.dumps(manifest, indent=1, ensure_ascii=False)
-    _write_atomically(path.with_suffix(".json"), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    _write_atomically(
+        path.with_suffix(".json"), lambda temporary: temporary.write_text(text, encoding="utf-8")
+    )
     write = _write_npy if path.suffix.lower() == ".npy" else _write_mp4
     _write_atomically(path, lambda temporary: write(frames_THWC, temporary, fps))
 
@@ -84,6 +91,6 @@ def _check_encoder(path: Path) -> None:
         imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError):
         raise RequestError(
-            f"--video_save_path {path} needs ffmpeg, which is not here. Install imageio-ffmpeg, or pass a path "
-            "that ends in .npy to get the frames as an array."
+            f"--video_save_path {path} needs ffmpeg, which is not here. Install imageio-ffmpeg, or pass "
+            "a path that ends in .npy to get the frames as an array."
         ) from None

@@ -63,7 +63,7 @@ class TextEncoder(Stage):
         """Nothing yet: only a prompt that the cache lacks needs the weights."""
 
     def build(self) -> nn.Module:
-        """Built without storage and filled on the device, tensor by tensor: the host never holds the model."""
+        """Filled on the device tensor by tensor, so that the host never holds the model."""
         from transformers import T5Config, T5EncoderModel
 
         with torch.device("meta"):
@@ -74,9 +74,14 @@ class TextEncoder(Stage):
         return model
 
     def _fill(self, model: nn.Module) -> None:
-        stored = {name: file for file in map(open_checkpoint, weight_files(self.folder)) for name in file.names()}
+        stored = {
+            name: file for file in map(open_checkpoint, weight_files(self.folder)) for name in file.names()
+        }
         parameters = dict(model.named_parameters())
-        sources = {name: _WORD_TABLE if name == "shared.weight" and name not in stored else name for name in parameters}
+        sources = {
+            name: _WORD_TABLE if name == "shared.weight" and name not in stored else name
+            for name in parameters
+        }
         if missing := sorted(source for source in sources.values() if source not in stored):
             raise CheckpointError(
                 f"{self.folder} lacks {len(missing)} tensors of the T5 that its config.json describes, "
@@ -86,7 +91,8 @@ class TextEncoder(Stage):
             found = stored[sources[name]].shape(sources[name])
             if found != tuple(parameter.shape):
                 raise CheckpointError(
-                    f"{self.folder}: {sources[name]} is {found}, but config.json makes it {tuple(parameter.shape)}."
+                    f"{self.folder}: {sources[name]} is {found}, "
+                    f"but config.json makes it {tuple(parameter.shape)}."
                 )
             parameter.copy_(stored[sources[name]].read(sources[name]))
 

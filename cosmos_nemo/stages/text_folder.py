@@ -9,10 +9,12 @@ from typing import Any
 from cosmos_nemo.checkpoint.fingerprint import fingerprint
 from cosmos_nemo.checkpoint.reader import CheckpointError, open_checkpoint
 
-_VOCABULARIES = ("tokenizer.json", "spiece.model")
+_TOKENIZER = "tokenizer.json"
+"""The fast tokenizer's file. A folder with spiece.model alone would need sentencepiece to convert it."""
 _SMALL_FILES = (
     "config.json",
-    *_VOCABULARIES,
+    _TOKENIZER,
+    "spiece.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -42,8 +44,8 @@ def check_text_folder(folder: Path, *, text_dim: int) -> None:
             f"{folder} makes text embeddings of {config.get('d_model')} numbers (d_model in config.json), "
             f"but the model takes {text_dim}: it belongs to another model."
         )
-    if not any((folder / name).is_file() for name in _VOCABULARIES):
-        raise CheckpointError(f"{folder} has no tokenizer: {' or '.join(_VOCABULARIES)} is missing.")
+    if not (folder / _TOKENIZER).is_file():
+        raise CheckpointError(f"{folder} has no tokenizer: {_TOKENIZER} is missing.")
     for path in weight_files(folder):
         _check_length(path)
 

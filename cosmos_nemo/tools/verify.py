@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from cosmos_nemo.checkpoint.reader import CheckpointError
+    from cosmos_nemo.parallel.groups import stop
     from cosmos_nemo.tools.checks.compare import compare
     from cosmos_nemo.tools.checks.reference import ReferenceFileError, read_reference
 
@@ -55,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
     except (ReferenceFileError, CheckpointError, FlagError) as error:
         print(f"cosmos-nemo verify: {error}", file=sys.stderr)
         return 2
+    finally:
+        stop()
     if not verdicts:
         print(
             "cosmos-nemo verify: nothing was checked: no output is in the files and in --only.",

@@ -100,7 +100,9 @@ def test_one_process_writes_video_prompt_and_manifest(run_here: Run, nano: Path,
     assert sorted(p.name for p in video.parent.iterdir()) == ["ball.json", "ball.mp4", "ball.txt"]
 
 
-def test_the_same_seed_makes_the_same_frames_and_another_seed_others(run_here: Run, nano: Path, tmp_path: Path) -> None:
+def test_the_same_seed_makes_the_same_frames_and_another_seed_others(
+    run_here: Run, nano: Path, tmp_path: Path
+) -> None:
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         ended = run_here(*_nano_flags(nano, tmp_path / f"{name}.npy", "--seed", seed))
         assert ended.returncode == 0, ended.stderr
@@ -171,12 +173,19 @@ def test_the_documents_post_trained_command_starts_8_ranks_of_which_1_takes_part
     assert json.loads((tmp_path / "v.json").read_text())["plan"] == {"cfg": 1, "cp": 1, "tp": 1}
 
 
-def test_ranks_of_torchrun_and_of_srun_make_the_frames_of_one(run_here: Run, nano: Path, tmp_path: Path) -> None:
+def test_ranks_of_torchrun_and_of_srun_make_the_frames_of_one(
+    run_here: Run, nano: Path, tmp_path: Path
+) -> None:
     ended = run_here(*_nano_flags(nano, tmp_path / "one.npy"))
     assert ended.returncode == 0, ended.stderr
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port"]
     by_torchrun = subprocess.run(
-        [*torchrun, str(launcher.free_port()), str(GENERAL), *_nano_flags(nano, tmp_path / "two.npy", "--cp_size", "2")],
+        [
+            *torchrun,
+            str(launcher.free_port()),
+            str(GENERAL),
+            *_nano_flags(nano, tmp_path / "two.npy", "--cp_size", "2"),
+        ],
         env=launcher.clean_environment(),
         capture_output=True,
         text=True,
@@ -220,7 +229,12 @@ def test_a_bad_flag_exits_2_with_one_sentence(
 def test_another_models_checkpoint_exits_2_and_names_it(run_here: Run, nano: Path, tmp_path: Path) -> None:
     flags = _nano_flags(nano, tmp_path / "a.mp4")
     flags[flags.index("--model") + 1] = "Cosmos-1.0-Diffusion-7B-Text2World"
-    checkpoint = ["--nemo_checkpoint", str(nano / NANO / "nemo"), "--tokenizer_dir", "Cosmos-Nano-Tokenizer-CV8x8x8"]
+    checkpoint = [
+        "--nemo_checkpoint",
+        str(nano / NANO / "nemo"),
+        "--tokenizer_dir",
+        "Cosmos-Nano-Tokenizer-CV8x8x8",
+    ]
     ended = run_here(*flags, *checkpoint, "--text_encoder_dir", "Cosmos-Nano-T5")
     assert ended.returncode == 2, ended.stderr
     assert NANO in ended.stderr

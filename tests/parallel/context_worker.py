@@ -18,14 +18,14 @@ NUM_TOKENS, HEADS, WIDTH = 13, 6, 8
 
 def inputs() -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(NUM_TOKENS, 2, HEADS, WIDTH, generator=generator, dtype=torch.float64) for _ in range(4)]
+    return [
+        torch.randn(NUM_TOKENS, 2, HEADS, WIDTH, generator=generator, dtype=torch.float64) for _ in range(4)
+    ]
 
 
 def main(folder: Path) -> None:
     ranks = ranks_from(os.environ)
-    groups = start(
-        ranks, plan=Plan(cp=ranks.num_ranks), store=open_store(ranks), device=torch.device("cpu")
-    )
+    groups = start(ranks, plan=Plan(cp=ranks.num_ranks), store=open_store(ranks), device=torch.device("cpu"))
     cp = groups.collection.cp
     for name, form in FORMS.items():
         *qkv, weight = inputs()
@@ -42,3 +42,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    os._exit(0)  # gloo's teardown at exit was seen to abort

@@ -47,14 +47,20 @@ def free_port() -> int:
 
 
 def clean_environment(**variables: str) -> dict[str, str]:
-    """This process' environment without a launcher's variables, without GPU and text cache, and `variables`."""
+    """This process' environment without a launcher's variables, GPU and text cache, plus `variables`."""
     launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_")
-    ours = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COSMOS_NEMO_CACHE": ""}
+    ours = {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "COSMOS_NEMO_CACHE": "",
+    }
     return {k: v for k, v in os.environ.items() if not k.startswith(launchers)} | ours | variables
 
 
 def start(script: Path, *args: str, environment: dict[str, str]) -> Rank:
-    out, err = (tempfile.NamedTemporaryFile(prefix="rank_") for _ in range(2))
+    # Removed when the Rank is: it outlives the process.
+    out, err = (tempfile.NamedTemporaryFile(prefix="rank_") for _ in range(2))  # noqa: SIM115
     command = [sys.executable, str(script), *args]
     return Rank(subprocess.Popen(command, env=environment, stdout=out, stderr=err), out, err)
 

@@ -57,7 +57,9 @@ def main(folder: Path) -> None:
     for plan in PLANS:
         if ranks.rank >= plan.num_ranks:
             continue
-        groups = start(ranks, plan=plan, store=torch.distributed.PrefixStore(name_of(plan), store), device=device)
+        groups = start(
+            ranks, plan=plan, store=torch.distributed.PrefixStore(name_of(plan), store), device=device
+        )
         stage = Denoise(
             card=CARD,
             checkpoint=folder / "checkpoint",
@@ -79,3 +81,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    os._exit(0)  # gloo's teardown at exit was seen to abort

@@ -1,4 +1,4 @@
-"""Context parallel attention equals attention, forward and backward, for a length that no rank count divides."""
+"""Context parallel attention equals attention, forward and backward, for a length no rank count divides."""
 
 import importlib.util
 from pathlib import Path

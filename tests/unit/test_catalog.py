@@ -9,7 +9,7 @@ SEVEN, FOURTEEN = (CARDS[f"Cosmos-1.0-Diffusion-{size}-Text2World"] for size in 
 
 
 def test_an_unknown_model_is_refused_with_the_nearest_names() -> None:
-    with pytest.raises(CatalogError, match="Cosmos-1.0-Diffusion-7B-Text2World"):
+    with pytest.raises(CatalogError, match=r"Cosmos-1\.0-Diffusion-7B-Text2World"):
         find_card("Cosmos-1.0-Diffusion-7B-Text2Wrld")
 
 

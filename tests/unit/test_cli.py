@@ -33,11 +33,59 @@ def test_sizes_default_to_the_cards() -> None:
 
 def test_every_flag_arrives() -> None:
     invocation = parse_general(
-        "--model Cosmos-1.0-Diffusion-14B-Text2World --prompt p --negative_prompt n --subject_name s --guidance 3.5 "
-        "--sampler EDM --video_save_path o/v.mp4 --fps 30 --height 480 --width 640 --seed 9 --num_devices 4 --cp_size 2 "
-        "--num_steps 20.0 --num_video_frames 57 --tokenizer_dir tok --cosmos_assets_dir assets --nemo_checkpoint ckpt "
-        "--t5_cache_dir t5 --text_encoder_dir enc --tensor_parallel 2 --cfg_parallel off --backend torch "
-        "--offload denoise,tokenizer --text_encoder_dtype float32 --dry_run".split()
+        [
+            "--model",
+            "Cosmos-1.0-Diffusion-14B-Text2World",
+            "--prompt",
+            "p",
+            "--negative_prompt",
+            "n",
+            "--subject_name",
+            "s",
+            "--guidance",
+            "3.5",
+            "--sampler",
+            "EDM",
+            "--video_save_path",
+            "o/v.mp4",
+            "--fps",
+            "30",
+            "--height",
+            "480",
+            "--width",
+            "640",
+            "--seed",
+            "9",
+            "--num_devices",
+            "4",
+            "--cp_size",
+            "2",
+            "--num_steps",
+            "20.0",
+            "--num_video_frames",
+            "57",
+            "--tokenizer_dir",
+            "tok",
+            "--cosmos_assets_dir",
+            "assets",
+            "--nemo_checkpoint",
+            "ckpt",
+            "--t5_cache_dir",
+            "t5",
+            "--text_encoder_dir",
+            "enc",
+            "--tensor_parallel",
+            "2",
+            "--cfg_parallel",
+            "off",
+            "--backend",
+            "torch",
+            "--offload",
+            "denoise,tokenizer",
+            "--text_encoder_dtype",
+            "float32",
+            "--dry_run",
+        ]
     )
     assert invocation.dry_run
     assert invocation.setup == Setup(
@@ -92,7 +140,9 @@ def test_an_unknown_model_is_refused() -> None:
         parse_general(["--prompt", "x", "--model", "Cosmos-7B"])
 
 
-@pytest.mark.parametrize("argv", [[], ["--prompt", "x", "--heigth", "704"], ["--prompt", "x", "--seed", "one"]])
+@pytest.mark.parametrize(
+    "argv", [[], ["--prompt", "x", "--heigth", "704"], ["--prompt", "x", "--seed", "one"]]
+)
 def test_a_missing_prompt_or_a_misspelt_flag_exits_2(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         parse_general(argv)

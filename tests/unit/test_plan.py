@@ -57,7 +57,9 @@ def test_tensor_parallel_takes_its_ranks_first() -> None:
         ({"tensor_parallel": 16}, "--tensor_parallel 16"),
     ],
 )
-def test_sizes_that_do_not_multiply_to_the_ranks_are_refused_by_name(changes: dict[str, object], flag: str) -> None:
+def test_sizes_that_do_not_multiply_to_the_ranks_are_refused_by_name(
+    changes: dict[str, object], flag: str
+) -> None:
     with pytest.raises(RequestError) as refused:
         _plan(8, **changes)
     assert flag in str(refused.value)

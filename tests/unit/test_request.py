@@ -67,7 +67,9 @@ def test_frames_of_8k_plus_1_are_made(frames: int) -> None:
         ({"video_path": Path("x.gif")}, ["--video_save_path x.gif", ".mp4"]),
     ],
 )
-def test_a_bad_value_is_refused_with_flag_value_and_way_out(changes: dict[str, object], says: list[str]) -> None:
+def test_a_bad_value_is_refused_with_flag_value_and_way_out(
+    changes: dict[str, object], says: list[str]
+) -> None:
     with pytest.raises(RequestError) as refused:
         validate_request(replace(GOOD, **changes), CARD)  # type: ignore[arg-type]
     for part in says:

@@ -32,7 +32,7 @@ def dot_product_attention(q_SBNK: Tensor, k_LBNK: Tensor, v_LBNK: Tensor) -> Ten
 def attend_in_context(
     attend: Attend, q_sBNK: Tensor, k_sBNK: Tensor, v_sBNK: Tensor, group: ProcessGroup, num_tokens: int
 ) -> Tensor:
-    """`attend` over all tokens of the group, for this rank's tokens: by heads where they divide, else by gathering."""
+    """`attend` over the group's tokens, for this rank's: by heads where they divide, else by gathering."""
     if group.size() == 1:
         return attend(q_sBNK, k_sBNK, v_sBNK)
     form = attend_by_heads if q_sBNK.shape[2] % group.size() == 0 else attend_by_gathering
@@ -47,7 +47,7 @@ class TorchAttention(nn.Module):
         self.cp = cp
 
     def forward(self, q_sBNK: Tensor, k_LBNK: Tensor, v_LBNK: Tensor, num_tokens: int) -> Tensor:
-        """[s, B, N, K]. With a context parallel group, keys are split like queries; `num_tokens` counts all."""
+        """[s, B, N, K]. With a group, keys are split over it like queries, and `num_tokens` counts all."""
         if self.cp is None:
             return dot_product_attention(q_sBNK, k_LBNK, v_LBNK)
         return attend_in_context(dot_product_attention, q_sBNK, k_LBNK, v_LBNK, self.cp, num_tokens)

@@ -78,7 +78,7 @@ def choose_backend(asked: str, environ: Mapping[str, str]) -> Backend:
     """The back end for --backend `asked`; "auto" is te on CUDA where it imports.
 
     NVTE_FUSED_ATTN=0, as NeMo's published commands set it, would leave TE with flash attention at half the
-    speed of cuDNN, or with unfused attention at 203 GB; then auto takes torch, whose cuDNN attention it spares.
+    speed of cuDNN, or with unfused attention at 203 GB; then auto takes torch, which keeps cuDNN attention.
     """
     if asked == "torch":
         backend, reason = torch_backend(), "asked for"
@@ -116,10 +116,7 @@ class TEAttention(nn.Module):
         ranks = cp.size() if cp is not None else 1
         counts = {num_heads} | ({num_heads // ranks} if num_heads % ranks == 0 else set())
         self.plain = nn.ModuleDict({str(n): _te_attention(n, head_dim) for n in counts})
-        self.ring = _te_attention(num_heads, head_dim) if ranks > 1 else None
-        if self.ring is not None:
-            assert cp is not None
-            self.ring.set_context_parallel_group(cp, get_process_group_ranks(cp), torch.cuda.Stream(), "p2p")
+        self.ring = _te_ring(num_heads, head_dim, cp) if cp is not None and ranks > 1 else None
 
     def forward(self, q_sBNK: Tensor, k_LBNK: Tensor, v_LBNK: Tensor, num_tokens: int) -> Tensor:
         """As TorchAttention.forward."""
@@ -132,6 +129,12 @@ class TEAttention(nn.Module):
 
     def _attend(self, q_SBNK: Tensor, k_LBNK: Tensor, v_LBNK: Tensor) -> Tensor:
         return _call(self.plain[str(q_SBNK.shape[2])], q_SBNK, k_LBNK, v_LBNK)
+
+
+def _te_ring(num_heads: int, head_dim: int, cp: ProcessGroup) -> nn.Module:
+    ring: Any = _te_attention(num_heads, head_dim)
+    ring.set_context_parallel_group(cp, get_process_group_ranks(cp), torch.cuda.Stream(), "p2p")
+    return ring
 
 
 def _te_attention(num_heads: int, head_dim: int) -> nn.Module:

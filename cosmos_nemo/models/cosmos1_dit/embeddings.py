@@ -26,7 +26,7 @@ def patchify(x_BCTHW: Tensor, patch: int) -> Tensor:
 
 
 def unpatchify(tokens_SBP: Tensor, *, grid_THW: tuple[int, int, int], patch: int) -> Tensor:
-    """[B, C, T, H, W]; inside a token channels are fastest here: not the inverse of `patchify` (spec 1.2.9)."""
+    """[B, C, T, H, W]; inside a token channels are fastest: not the inverse of `patchify` (spec 1.2.9)."""
     t, h, w = grid_THW
     return rearrange(tokens_SBP, "(t h w) b (p q c) -> b c t (h p) (w q)", t=t, h=h, w=w, p=patch, q=patch)
 

@@ -150,7 +150,9 @@ class AdaLN(nn.Module):
         )
 
     def forward(self, timestep_BD: Tensor, lora_B3D: Tensor) -> LayerModulation:
-        parts = rearrange(self.adaLN_modulation(timestep_BD), "b (sub three d) -> sub three b d", sub=3, three=3)
+        parts = rearrange(
+            self.adaLN_modulation(timestep_BD), "b (sub three d) -> sub three b d", sub=3, three=3
+        )
         parts = parts + rearrange(lora_B3D, "b (three d) -> three b d", three=3)
         return LayerModulation(*(Modulation(*sub) for sub in parts))
 
@@ -169,7 +171,9 @@ class DiTLayer(MegatronModule):
         self.full_self_attention = build_module(
             submodules.full_self_attention, config=config, pg_collection=pg_collection
         )
-        self.cross_attention = build_module(submodules.cross_attention, config=config, pg_collection=pg_collection)
+        self.cross_attention = build_module(
+            submodules.cross_attention, config=config, pg_collection=pg_collection
+        )
         self.mlp = build_module(
             submodules.mlp,
             config=config,
@@ -195,7 +199,9 @@ class DiTLayer(MegatronModule):
         return self.feed_forward(hidden, modulation.mlp)
 
     def attend_to_video(self, hidden_sBD: Tensor, by: Modulation, rope: Rope, num_tokens: int) -> Tensor:
-        return torch.addcmul(hidden_sBD, by.gate, self.full_self_attention(modulate(hidden_sBD, by), rope, num_tokens))
+        return torch.addcmul(
+            hidden_sBD, by.gate, self.full_self_attention(modulate(hidden_sBD, by), rope, num_tokens)
+        )
 
     def attend_to_text(self, hidden_sBD: Tensor, by: Modulation, text: KeyValue) -> Tensor:
         return torch.addcmul(hidden_sBD, by.gate, self.cross_attention(modulate(hidden_sBD, by), text))

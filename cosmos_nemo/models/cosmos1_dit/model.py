@@ -4,7 +4,8 @@ What a network call needs is worked out as seldom as it changes: `positions` and
 `modulate` once per step, `forward` once per step and guidance branch.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -25,7 +26,7 @@ from cosmos_nemo.models.cosmos1_dit.embeddings import (
     patchify,
     unpatchify,
 )
-from cosmos_nemo.models.cosmos1_dit.layers import KeyValue, LayerModulation, Modulation, Rope
+from cosmos_nemo.models.cosmos1_dit.layers import DiTLayer, KeyValue, LayerModulation, Modulation, Rope
 from cosmos_nemo.parallel.context import gather_tokens, local_length, split_tokens
 
 
@@ -50,21 +51,24 @@ class NetworkModulation(NamedTuple):
 class Decoder(MegatronModule):
     """The layers, under the name the checkpoint has for them, which saves them stacked."""
 
-    def __init__(self, config: TransformerConfig, layers: list[nn.Module]) -> None:
+    def __init__(self, config: TransformerConfig, layers: list[DiTLayer]) -> None:
         super().__init__(config)
         self.layers = nn.ModuleList(layers)
+
+    def __iter__(self) -> Iterator[DiTLayer]:
+        return iter(cast(list[DiTLayer], self.layers))
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """One sharded tensor per kind of parameter with the layer as its first axis, as Megatron's block does."""
+        """One sharded tensor per kind of parameter, the layer as its first axis, as Megatron's block does."""
         from megatron.core.dist_checkpointing.utils import replace_prefix_for_sharding
 
         found: dict[str, Any] = {}
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self):
             local, shared = f"{prefix}layers.{index}.", f"{prefix}layers."
             offsets = (*sharded_offsets, (0, index, len(self.layers)))
-            state = layer.sharded_state_dict(local, offsets, metadata)
+            state: dict[str, Any] = layer.sharded_state_dict(local, offsets, metadata)
             replace_prefix_for_sharding(state, local, shared)
             found.update(state)
         return found
@@ -97,24 +101,31 @@ class Cosmos1DiT(MegatronModule):
         self.affline_norm = rms_norm(hidden_size=width, eps=1e-6, dtype=dtype)
         self.decoder = Decoder(
             config,
-            [build_module(layer, config=config, pg_collection=pg_collection) for _ in range(shape.num_layers)],
+            [
+                build_module(layer, config=config, pg_collection=pg_collection)
+                for _ in range(shape.num_layers)
+            ],
         )
-        self.final_layer = FinalLayer(width, shape.latent_channels * patch**2, shape.adaln_lora_dim, dtype=dtype)
+        self.final_layer = FinalLayer(
+            width, shape.latent_channels * patch**2, shape.adaln_lora_dim, dtype=dtype
+        )
 
     @property
     def device(self) -> torch.device:
-        return self.x_embedder.proj[1].weight.device
+        return self.final_layer.linear.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.x_embedder.proj[1].weight.dtype
+        return self.final_layer.linear.weight.dtype
 
     def positions(self, latent_THW: tuple[int, int, int], *, fps: float) -> Positions:
         """Once per video. `latent_THW`: latent frames, rows and columns. ValueError beyond the tables."""
         shape = self.shape
         limits = (shape.max_latent_frames, shape.max_latent_height, shape.max_latent_width)
         if any(size > limit for size, limit in zip(latent_THW, limits, strict=True)):
-            raise ValueError(f"A latent of {latent_THW} frames, rows, columns is beyond the model's {limits}.")
+            raise ValueError(
+                f"A latent of {latent_THW} frames, rows, columns is beyond the model's {limits}."
+            )
         t, h, w = latent_THW
         grid = (t, h // shape.patch_size, w // shape.patch_size)
         angles = rope_angles(
@@ -131,13 +142,13 @@ class Cosmos1DiT(MegatronModule):
     def encode_text(self, text_BLD: Tensor) -> list[KeyValue]:
         """Once per video and guidance branch: every layer's keys and values of the text embedding."""
         text_LBD = text_BLD.to(self.device, self.dtype).transpose(0, 1).contiguous()
-        return [layer.cross_attention.encode_text(text_LBD) for layer in self.decoder.layers]
+        return [layer.cross_attention.encode_text(text_LBD) for layer in self.decoder]
 
     def modulate(self, timesteps_B: Tensor) -> NetworkModulation:
         """Once per step. `timesteps_B` is c_noise = ln(sigma) / 4."""
         timestep, lora = self.embed_timestep(timesteps_B.to(self.device))
         return NetworkModulation(
-            [layer.adaLN(timestep, lora) for layer in self.decoder.layers],
+            [layer.adaLN(timestep, lora) for layer in self.decoder],
             self.final_layer.modulation(timestep, lora),
         )
 
@@ -148,9 +159,13 @@ class Cosmos1DiT(MegatronModule):
         return self.affline_norm(sinusoid), embed(sinusoid)
 
     def embed_patches(
-        self, x_BCTHW: Tensor, *, padding_mask_B1HW: Tensor | None = None, given_mask_B1THW: Tensor | None = None
+        self,
+        x_BCTHW: Tensor,
+        *,
+        padding_mask_B1HW: Tensor | None = None,
+        given_mask_B1THW: Tensor | None = None,
     ) -> Tensor:
-        """This rank's tokens, [s, B, D]. Channels: latent, given-frame mask (if the network has it), padding mask."""
+        """This rank's tokens, [s, B, D]. Channels: latent, given mask (if the network has one), padding."""
         b, _, t, h, w = x_BCTHW.shape
         assert (given_mask_B1THW is not None) == self.shape.takes_given_mask
         channels = [x_BCTHW]
@@ -182,7 +197,7 @@ class Cosmos1DiT(MegatronModule):
         hidden = self.embed_patches(
             x_BCTHW.to(self.dtype), padding_mask_B1HW=padding_mask_B1HW, given_mask_B1THW=given_mask_B1THW
         )
-        for layer, by, key_value in zip(self.decoder.layers, modulation.layers, text, strict=True):
+        for layer, by, key_value in zip(self.decoder, modulation.layers, text, strict=True):
             hidden = layer(
                 hidden,
                 modulation=by,

@@ -1,9 +1,7 @@
 """One call of the Cosmos 1.0 / Predict1 network, and what it passes through."""
 
-from functools import cache
 from pathlib import Path
 
-import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -15,17 +13,21 @@ from cosmos_nemo.models.common.backend import te_backend, torch_backend
 from cosmos_nemo.models.common.rope import rope_angles
 from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
 from cosmos_nemo.models.cosmos1_dit.spec import build_network
-from cosmos_nemo.parallel.environment import Ranks
-from cosmos_nemo.parallel.groups import Groups, open_store, start
-from cosmos_nemo.plan import Plan
+from cosmos_nemo.parallel.groups import start_alone
 from cosmos_nemo.tools.checks import Case, Options, Outputs, Tensors
 
 
 def check(case: Case, tensors: Tensors, options: Options) -> Outputs:
     """Every output of the reference file, in the order the network makes them."""
-    network = network_for(case["config"], weights=options.weights or _inside(tensors, options), options=options)
+    network = network_for(
+        case["config"], weights=options.weights or _inside(tensors, options), options=options
+    )
     prefix = "inputs."
-    inputs = {name.removeprefix(prefix): t.to(options.device) for name, t in tensors.items() if name.startswith(prefix)}
+    inputs = {
+        name.removeprefix(prefix): t.to(options.device)
+        for name, t in tensors.items()
+        if name.startswith(prefix)
+    }
     yield from _parts(network, inputs)
     if "fps_alt" in inputs:
         yield "final_fps_alt", _final(network, inputs, fps=float(inputs["fps_alt"][0]))
@@ -37,7 +39,7 @@ def network_for(config: Case, *, weights: Path | Checkpoint, options: Options) -
     network = build_network(
         shape,
         backend=te_backend() if options.backend == "te" else torch_backend(),
-        pg_collection=_alone(options.device).collection,
+        pg_collection=start_alone(options.device).collection,
         device=options.device,
         dtype=options.dtype,
     )
@@ -89,7 +91,7 @@ def _parts(network: Cosmos1DiT, inputs: Tensors) -> Outputs:
     yield "x_embed_BTHWD", _by_place(hidden, grid)
     modulation, text = network.modulate(inputs["timesteps"]), network.encode_text(inputs["crossattn_emb"])
     for index, (layer, by, key_value) in enumerate(
-        zip(network.decoder.layers, modulation.layers, text, strict=True)
+        zip(network.decoder, modulation.layers, text, strict=True)
     ):
         hidden = hidden + positions.learned_s1D
         hidden = layer.attend_to_video(hidden, by.self_attention, positions.rope, positions.num_tokens)
@@ -146,9 +148,3 @@ def _inside(tensors: Tensors, options: Options) -> Checkpoint:
     """The weights that came with the reference."""
     lazy = {name: LazyTensor.of(tensor) for name, tensor in tensors.items()}
     return Checkpoint(options.folder, layout="safetensors", tensors=lazy).under("weights.")
-
-
-@cache
-def _alone(device: torch.device) -> Groups:
-    ranks = Ranks()
-    return start(ranks, plan=Plan(), store=open_store(ranks), device=device)

@@ -59,5 +59,5 @@ def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RequestError, match="--video_save_path .* cannot be written"):
+    with pytest.raises(RequestError, match=r"--video_save_path .* cannot be written"):
         check_writable(tmp_path / "file" / "a.mp4")

@@ -101,7 +101,7 @@ def break_folder(folder: Path, fault: str) -> None:
         ("config is a list", "must hold a JSON object, but holds a list"),
         ("another model", "holds a bert model where a T5 is needed"),
         ("another width", r"1024 numbers .* but the model takes 16"),
-        ("no tokenizer", "tokenizer.json or spiece.model is missing"),
+        ("no tokenizer", "tokenizer.json is missing"),
         ("no weights", "has no weights"),
         ("truncated", r"model\.safetensors"),
         ("missing shard", r"2 shards, of which 1 are missing, first: model-00002-of-00002\.safetensors"),

@@ -1,0 +1,63 @@
+"""Plans on several GPUs make the video of one. On the CPU the same is held to 1e-5 (tests/parallel)."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+pytestmark = pytest.mark.gpu
+ROOT = Path(__file__).parents[2]
+PLANS = {
+    "cp2": ["--cp_size", "2", "--cfg_parallel", "off"],
+    "cfg2": ["--cfg_parallel", "on"],
+    "tp2": ["--tensor_parallel", "2", "--cfg_parallel", "off"],
+}
+
+
+def _launcher():  # type: ignore[no-untyped-def]
+    spec = importlib.util.spec_from_file_location("launcher", ROOT / "tests/parallel/launcher.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["launcher"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from cosmos_nemo.catalog import find_card
+    from cosmos_nemo.tools.standin import write_standin
+
+    folder = tmp_path_factory.mktemp("assets") / "nano"
+    write_standin(find_card("Cosmos-Nano-Text2World"), folder, seed=0, layout="folder")
+    return folder
+
+
+@pytest.mark.parametrize("backend", ["torch", "te"])
+def test_two_gpus_make_the_video_of_one(assets: Path, tmp_path: Path, backend: str) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    videos = {name: _video(assets, tmp_path / f"{name}.npy", backend, flags) for name, flags in PLANS.items()}
+    one = _video(assets, tmp_path / "one.npy", backend, ["--num_devices", "1", "--cp_size", "1"])
+    for name, video in videos.items():
+        error = ((video.astype(float) - one.astype(float)) ** 2).mean()
+        psnr = 10 * numpy.log10(255**2 / max(error, 1e-9))
+        print(f"{backend} {name}: PSNR {psnr:.1f} dB")
+        assert psnr > 35, name
+
+
+def _video(assets: Path, path: Path, backend: str, flags: list[str]) -> numpy.ndarray:
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"),
+        *(f"--master_port={_launcher().free_port()}", str(ROOT / "inference/general.py")),
+        *("--model", "Cosmos-Nano-Text2World", "--cosmos_assets_dir", str(assets), "--prompt", "A red ball."),
+        *("--num_steps", "4", "--backend", backend, "--video_save_path", str(path), *flags),
+    ]
+    environment = {k: v for k, v in _launcher().clean_environment().items() if k != "CUDA_VISIBLE_DEVICES"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    return numpy.load(path)
