@@ -3,8 +3,8 @@
 python benchmarks/text2world.py ASSETS --runs "torch" "te --cp_size 2" -- --num_steps 35
 
 Each run is one word for the back end, then flags of general.py; `ranks=N` in front starts N ranks with
-torchrun. The flags after -- go to all. Host memory is the largest anonymous memory (RssAnon) of a rank, sampled
-ten times a second: what the page cache holds does not count. PSNR is between a run's frames and the first's.
+torchrun. The flags after -- go to all. Host memory is the largest anonymous memory (RssAnon) of a rank,
+sampled ten times a second: what the page cache holds does not count. PSNR is to the first run's frames.
 """
 
 import argparse
@@ -108,9 +108,7 @@ def compare(row: dict[str, Any], video: Path, first: Path) -> None:
 
 def show(row: dict[str, Any]) -> None:
     psnr = "identical" if row["psnr_to_first"] is None else f"{row['psnr_to_first']:.1f} dB"
-    print(
-        f"{row['run']}: {row['wall_seconds']:.1f} s wall, host peak {row['host_peak_gib']:.1f} GiB, PSNR {psnr}"
-    )
+    print(f"{row['run']}: {row['wall_seconds']:.1f} s, host {row['host_peak_gib']:.1f} GiB, PSNR {psnr}")
     for name, costs in row["stages"].items():
         print(
             f"  {name:<13}{costs['seconds']:8.1f} s, of which load {costs['load_seconds']:6.1f} s, "

@@ -32,8 +32,11 @@ class Parked:
     def keep(self, module: nn.Module) -> None:
         """Takes the host copy of a resident module; once, right after it is built."""
         for name, tensor in _storage(module):
-            host = tensor.detach().to("cpu")
-            self._host[name] = host.pin_memory() if tensor.is_cuda else host
+            if tensor.is_cuda:
+                host = torch.empty_like(tensor, device="cpu", pin_memory=True)
+                self._host[name] = host.copy_(tensor.detach())
+            else:
+                self._host[name] = tensor.detach()
 
     def restore(self, module: nn.Module, device: torch.device) -> None:
         for name, tensor in _storage(module):
