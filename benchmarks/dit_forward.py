@@ -3,28 +3,34 @@
 python benchmarks/dit_forward.py --model Cosmos-1.0-Diffusion-7B-Text2World --latent 16 88 160
 
 Random weights, bfloat16, batch 1. Seconds are the median of --repeats calls between CUDA events after two
-unmeasured ones, the contestants in turn; the text's keys and values are made once, as in a video. diffusers is
-given cuDNN attention too: left to itself it takes flash, which is slower. The last column is the relative L2
-difference of the outputs to the first contestant's.
+unmeasured ones, the contestants in turn; the text's keys and values are made once, as in a video. diffusers
+is given cuDNN attention too: left alone it takes flash, which is slower. The last column is the relative L2
+difference of the outputs to the first contestant's. Under torchrun all ranks share the call's tokens (context
+parallel); te-ring is Transformer Engine's own ring in place of our exchange of tokens and heads.
 """
 
 import argparse
 import json
+import os
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core.transformer.spec_utils import ModuleSpec
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cosmos_nemo.catalog import CARDS, DiTShape, find_card
 from cosmos_nemo.checkpoint.formats import DIFFUSERS
 from cosmos_nemo.checkpoint.names import parameter_shapes, rules_for
-from cosmos_nemo.models.common.backend import Backend, te_backend, torch_backend
+from cosmos_nemo.models.common.backend import Backend, TEAttention, te_backend, torch_backend
 from cosmos_nemo.models.cosmos1_dit.spec import build_network
-from cosmos_nemo.parallel.groups import start_alone, stop
+from cosmos_nemo.parallel.environment import ranks_from
+from cosmos_nemo.parallel.groups import Groups, open_store, start, stop
+from cosmos_nemo.plan import Plan
 from cosmos_nemo.tools.standin_network import random_parameter
 
 GIB = 2**30
@@ -38,19 +44,21 @@ def main() -> None:
     )
     parser.add_argument("--model", default=next(iter(CARDS)))
     parser.add_argument("--latent", type=int, nargs=3, default=[16, 88, 160], metavar=("T", "H", "W"))
-    parser.add_argument(
-        "--contestants", nargs="+", default=["torch", "te", "diffusers"], choices=["torch", "te", "diffusers"]
-    )
+    everyone = ["torch", "te", "te-ring", "diffusers"]
+    parser.add_argument("--contestants", nargs="+", default=["torch", "te", "diffusers"], choices=everyone)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--profile", action="store_true", help="print where the first contestant's time goes")
     parser.add_argument("--json", type=Path, help="write the table here too")
     args = parser.parse_args()
+    ranks = ranks_from(os.environ)
+    device = torch.device("cuda", ranks.local_rank)
+    groups = start(ranks, plan=Plan(cp=ranks.num_ranks), store=open_store(ranks), device=device)
     with torch.inference_mode():
-        report(args)
+        report(args, groups)
     stop()
 
 
-def report(args: argparse.Namespace) -> None:
+def report(args: argparse.Namespace, groups: Groups) -> None:
     shape = find_card(args.model).network
     inputs = make_inputs(shape, args.latent)
     weights = random_weights(shape)
@@ -59,9 +67,11 @@ def report(args: argparse.Namespace) -> None:
         if name == "diffusers":
             calls[name] = diffusers_call(shape, weights, inputs)
         else:
-            backend = torch_backend() if name == "torch" else te_backend()
-            calls[name] = our_call(shape, backend, weights, inputs)
+            calls[name] = our_call(shape, backend_of(name), groups, weights, inputs)
     rows = measure(calls, repeats=args.repeats)
+    if groups.rank != 0:
+        return
+    print(f"{groups.plan.num_ranks} rank(s), context parallel")
     print(f"{args.model}, latent {args.latent}, {torch.cuda.get_device_name()}, torch {torch.__version__}")
     print(f"{'':<10}{'seconds':>9}{'min':>9}{'max':>9}{'peak GiB':>10}{'rel. L2':>10}")
     for row in rows:
@@ -91,13 +101,21 @@ def random_weights(shape: DiTShape) -> dict[str, Tensor]:
     }
 
 
+def backend_of(name: str) -> Backend:
+    if name == "torch":
+        return torch_backend()
+    if name == "te":
+        return te_backend()
+    return replace(te_backend(), attention=ModuleSpec(module=TEAttention, params={"prefer_ring": True}))
+
+
 def our_call(
-    shape: DiTShape, backend: Backend, weights: dict[str, Tensor], inputs: dict[str, Tensor]
+    shape: DiTShape, backend: Backend, groups: Groups, weights: dict[str, Tensor], inputs: dict[str, Tensor]
 ) -> Call:
     network = build_network(
         shape,
         backend=backend,
-        pg_collection=start_alone(torch.device("cuda", 0)).collection,
+        pg_collection=groups.collection,
         device=torch.device("meta"),
         dtype=torch.bfloat16,
     )

@@ -5,6 +5,7 @@ python benchmarks/text2world.py ASSETS --runs "torch" "te --cp_size 2" -- --num_
 Each run is one word for the back end, then flags of general.py; `ranks=N` in front starts N ranks with
 torchrun. The flags after -- go to all. Host memory is the largest anonymous memory (RssAnon) of a rank,
 sampled ten times a second: what the page cache holds does not count. PSNR is to the first run's frames.
+The text encoder runs in the first run alone; the others find its embeddings in the cache.
 """
 
 import argparse
@@ -61,7 +62,7 @@ def one_run(args: argparse.Namespace, run: str, shared: list[str], video: Path) 
     environment = {
         **os.environ,
         "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
-        "COSMOS_NEMO_CACHE": "",
+        "COSMOS_NEMO_CACHE": str(video.parent),
     }
     process = subprocess.Popen(command, env=environment)
     peak = 0

@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from cosmos_nemo.parallel.watchdog import Watchdog
     from cosmos_nemo.pipelines.text2world import Text2World, Video
 
-BuildPipeline = Callable[["Job", "Groups"], "Text2World"]
 _PACKAGES = (
     "cosmos_nemo",
     "torch",
@@ -37,18 +37,13 @@ _PACKAGES = (
     "numpy",
 )
 _BAD_REQUEST, _FAILED, _INTERRUPTED = 2, 1, 130
+_PATIENCE = timedelta(seconds=15)
 
 
-def run(
-    parse: Callable[[], Invocation],
-    *,
-    environ: Mapping[str, str] = os.environ,
-    build_pipeline: BuildPipeline | None = None,
-) -> int:
+def run(parse: Callable[[], Invocation], *, environ: Mapping[str, str] = os.environ) -> int:
     """The exit status of a door on this rank.
 
-    `parse` makes the invocation; `build_pipeline` replaces how stages are filled (measurements do, which have
-    no released weights). Every rank checks the request for itself: a bad one ends before any connects.
+    Every rank checks the request for itself, so that a bad one ends before any connects.
     """
     ranks = ranks_from(environ)
     try:
@@ -64,15 +59,17 @@ def run(
         job = prepare(invocation, ranks=ranks, environ=environ)
     except PERSON_ERRORS as error:
         _complain(ranks, error)
+        if not isinstance(error, RequestError | CatalogError):
+            _tell_others(ranks, error)
         return _BAD_REQUEST
     if invocation.dry_run:
         if ranks.rank == 0:
             print(describe(job))
         return 0
-    return _take_part(job, ranks, build_pipeline)
+    return _take_part(job, ranks)
 
 
-def _take_part(job: "Job", ranks: Ranks, build_pipeline: BuildPipeline | None) -> int:
+def _take_part(job: "Job", ranks: Ranks) -> int:
     from cosmos_nemo.parallel.groups import open_store, stop
     from cosmos_nemo.parallel.watchdog import Watchdog
 
@@ -80,10 +77,10 @@ def _take_part(job: "Job", ranks: Ranks, build_pipeline: BuildPipeline | None) -
     if ranks.rank >= job.plan.num_ranks:
         return _idle(store, ranks)
     beats = open_store(ranks, host=False) if ranks.num_ranks > 1 else store
-    with Watchdog(beats, rank=ranks.rank, num_ranks=job.plan.num_ranks) as watchdog:
-        status = _guarded(lambda: _make(job, ranks, store, build_pipeline), ranks, watchdog)
-        if status == 0 or job.plan.num_ranks == 1:
-            stop()
+    watchdog = Watchdog(beats, rank=ranks.rank, num_ranks=job.plan.num_ranks)
+    status = _guarded(lambda: _make(job, ranks, store), ranks, watchdog)
+    if status == 0 or job.plan.num_ranks == 1:
+        stop()
     if ranks.rank == 0:
         _dismiss_idle(store, ranks.num_ranks - job.plan.num_ranks, status)
     if ranks.num_ranks > 1:
@@ -96,11 +93,15 @@ def _take_part(job: "Job", ranks: Ranks, build_pipeline: BuildPipeline | None) -
 
 
 def _guarded(work: Callable[[], None], ranks: Ranks, watchdog: "Watchdog") -> int:
-    """Status of `work`; a failure is printed here and reported to the other ranks."""
+    """Status of `work`; a failure is printed here and reported to the other ranks.
+
+    The watchdog rests while a failure is handled: another rank's must not interrupt that.
+    """
     from cosmos_nemo.job import PERSON_ERRORS
 
     try:
-        work()
+        with watchdog:
+            work()
         return 0
     except KeyboardInterrupt:
         if watchdog.lost is not None:
@@ -118,19 +119,19 @@ def _guarded(work: Callable[[], None], ranks: Ranks, watchdog: "Watchdog") -> in
         return _FAILED
 
 
-def _make(job: "Job", ranks: Ranks, store: "Store", build_pipeline: BuildPipeline | None) -> None:
+def _make(job: "Job", ranks: Ranks, store: "Store") -> None:
     from cosmos_nemo.parallel.groups import start
     from cosmos_nemo.parallel.rank_zero import only_rank_zero
 
     groups = start(ranks, plan=job.plan, store=store, device=job.device)
-    pipeline = (build_pipeline or _build_text2world)(job, groups)
+    pipeline = _text2world(job, groups)
     if ranks.rank == 0:
         print(f"{job.card.name} on {job.plan.num_ranks} rank(s): {job.plan}; back end {job.backend.name}")
     video = pipeline(job.request, on_step=_progress(ranks))
     only_rank_zero(lambda: _write(job, pipeline, video), groups.world)
 
 
-def _build_text2world(job: "Job", groups: "Groups") -> "Text2World":
+def _text2world(job: "Job", groups: "Groups") -> "Text2World":
     from cosmos_nemo.job import denoise_stage, text_encoder_stage, tokenizer_stage
     from cosmos_nemo.pipelines.text2world import Text2World
 
@@ -225,6 +226,19 @@ def _dismiss_idle(store: "Store", num_idle: int, status: int) -> None:
     deadline = time.monotonic() + 30
     while store.add("dismissed", 0) < num_idle and time.monotonic() < deadline:
         time.sleep(0.2)
+
+
+def _tell_others(ranks: Ranks, error: Exception) -> None:
+    """Files can be bad for one rank alone, on its node; those that already wait for it must not wait on."""
+    if ranks.num_ranks == 1:
+        return
+    from cosmos_nemo.parallel.groups import open_store
+    from cosmos_nemo.parallel.watchdog import report
+
+    try:
+        report(open_store(ranks, patience=_PATIENCE), rank=ranks.rank, message=str(error))
+    except RuntimeError:  # no store: rank 0 has not come so far, or is gone
+        return
 
 
 def _complain(ranks: Ranks, error: object) -> None:

@@ -5,17 +5,12 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from cosmos_nemo.cli import parse_general
-from cosmos_nemo.launch import BuildPipeline, run
+from cosmos_nemo.launch import run
 
 
-def main(
-    argv: Sequence[str],
-    *,
-    environ: Mapping[str, str] = os.environ,
-    build_pipeline: BuildPipeline | None = None,
-) -> int:
+def main(argv: Sequence[str], *, environ: Mapping[str, str] = os.environ) -> int:
     """The exit status; see launch.run."""
-    return run(lambda: parse_general(argv), environ=environ, build_pipeline=build_pipeline)
+    return run(lambda: parse_general(argv), environ=environ)
 
 
 if __name__ == "__main__":

@@ -39,10 +39,11 @@ class Groups:
         return self.cfg.rank()
 
 
-def open_store(ranks: Ranks, *, host: bool = True) -> dist.Store:
+def open_store(ranks: Ranks, *, host: bool = True, patience: timedelta = _STORE_TIMEOUT) -> dist.Store:
     """A connection of its own to the store all started ranks share; an in-process store for one rank alone.
 
-    Rank 0 hosts it unless the launcher does; `host=False` is for its further connections.
+    Rank 0 hosts it unless the launcher does; `host=False` is for its further connections. RuntimeError if
+    nobody hosts it within `patience`.
     """
     if ranks.address is None:
         return dist.HashStore()
@@ -50,7 +51,7 @@ def open_store(ranks: Ranks, *, host: bool = True) -> dist.Store:
         ranks.address,
         ranks.port,
         is_master=host and ranks.rank == 0 and not ranks.store_is_hosted,
-        timeout=_STORE_TIMEOUT,
+        timeout=patience,
         wait_for_workers=False,
     )
     return dist.PrefixStore(f"cosmos_nemo/{ranks.attempt}", store)

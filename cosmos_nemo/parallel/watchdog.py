@@ -15,6 +15,18 @@ from typing import Self
 import torch.distributed as dist
 
 FAILED = "failed"
+BEAT = 3.0
+"""Seconds between two looks at the store."""
+
+
+def report(store: dist.Store, *, rank: int, message: str, beat: float = BEAT) -> None:
+    """Tells the watchdogs of the other ranks that this rank fails, and why.
+
+    Rank 0 may host the store, so it stays until the others can have looked.
+    """
+    store.set(FAILED, f"rank {rank}: {message}")
+    if rank == 0:
+        time.sleep(2.5 * beat)
 
 
 class Watchdog:
@@ -31,7 +43,7 @@ class Watchdog:
         *,
         rank: int,
         num_ranks: int,
-        beat: float = 3.0,
+        beat: float = BEAT,
         patience: float = 40.0,
         start: float = 600.0,
     ) -> None:
@@ -54,9 +66,9 @@ class Watchdog:
             self._thread.join(timeout=2 * self._beat)
 
     def report(self, message: str) -> None:
-        """Tells the other ranks that this one fails, and why."""
+        """Tells the other ranks that this one fails, and why; nothing if it only follows another."""
         if self._num_ranks > 1 and self.lost is None:
-            self._store.set(FAILED, f"rank {self._rank}: {message}")
+            report(self._store, rank=self._rank, message=message, beat=self._beat)
 
     def _watch(self) -> None:
         neighbour = f"beat/{(self._rank + 1) % self._num_ranks}"

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -238,6 +240,93 @@ def test_another_models_checkpoint_exits_2_and_names_it(run_here: Run, nano: Pat
     ended = run_here(*flags, *checkpoint, "--text_encoder_dir", "Cosmos-Nano-T5")
     assert ended.returncode == 2, ended.stderr
     assert NANO in ended.stderr
+
+
+def _damage(nano: Path, assets: Path, fault: str) -> str:
+    """A copy of the stand-in with one fault; a word that the sentence must hold."""
+    shutil.copytree(nano, assets)
+    weights = assets / NANO / "nemo" / "weights"
+    tokenizer, text = assets / "Cosmos-Nano-Tokenizer-CV8x8x8", assets / "Cosmos-Nano-T5"
+    if fault == "truncated shard":
+        shard = weights / "__0_0.distcp"
+        shard.write_bytes(shard.read_bytes()[:-1000])
+        return "__0_0.distcp"
+    if fault == "missing shard":
+        (weights / "__0_0.distcp").unlink()
+        return "__0_0.distcp"
+    if fault == "renamed tensor":
+        metadata = weights / ".metadata"
+        metadata.write_bytes(metadata.read_bytes().replace(b"affline_norm", b"affline_nrom"))
+        return "affline_norm.weight"
+    if fault == "code in the pickle":
+        (weights / ".metadata").write_bytes(pickle.dumps(print))
+        return ".metadata"
+    if fault == "truncated tokenizer":
+        file = tokenizer / "tokenizer.safetensors"
+        file.write_bytes(file.read_bytes()[:-1000])
+        return "tokenizer.safetensors"
+    if fault == "no statistics":
+        (tokenizer / "mean_std.pt").unlink()
+        return "mean_std.pt"
+    assert fault == "text encoder of another width"
+    config = json.loads((text / "config.json").read_text())
+    (text / "config.json").write_text(json.dumps({**config, "d_model": 32}))
+    return "d_model"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "truncated shard",
+        "missing shard",
+        "renamed tensor",
+        "code in the pickle",
+        "truncated tokenizer",
+        "no statistics",
+        "text encoder of another width",
+    ],
+)
+def test_damaged_files_exit_2_with_one_sentence_before_weights_are_read(
+    run_here: Run, nano: Path, tmp_path: Path, fault: str
+) -> None:
+    named = _damage(nano, tmp_path / "assets", fault)
+    ended = run_here(*_nano_flags(tmp_path / "assets", tmp_path / "a.mp4"))
+    assert ended.returncode == 2, ended.stderr
+    assert named in ended.stderr
+    assert "resident" not in ended.stderr and "Traceback" not in ended.stderr
+    assert not (tmp_path / "a.mp4").exists()
+
+
+def test_a_nan_in_the_weights_warns_and_still_makes_the_video(
+    run_here: Run, nano: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from cosmos_nemo.catalog import find_card
+    from cosmos_nemo.checkpoint.reader import LazyTensor
+    from cosmos_nemo.checkpoint.writer import write_torch_dist
+    from cosmos_nemo.tools.standin_network import random_network
+
+    shape = find_card(NANO).network
+    weights = random_network(shape, seed=0)
+    weights["final_layer.linear.weight"][0, 0] = float("nan")
+    lazy = {name: LazyTensor.of(tensor) for name, tensor in weights.items()}
+    write_torch_dist(tmp_path / "nan", lazy, shape=shape)
+    flags = _nano_flags(nano, tmp_path / "a.npy", "--nemo_checkpoint", str(tmp_path / "nan"))
+    assert run_here(*flags).returncode == 0
+    assert "final_layer.linear.weight has 1 NaN" in caplog.text
+
+
+def test_files_that_one_node_lacks_end_the_other_ranks_too(nano: Path, tmp_path: Path) -> None:
+    flags = _nano_flags(nano, tmp_path / "a.mp4", "--cp_size", "2")
+    port = str(launcher.free_port())
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": "0"}
+    here = launcher.start(GENERAL, *flags, environment=launcher.clean_environment(RANK="0", **shared))
+    flags[flags.index("--cosmos_assets_dir") + 1] = "nowhere"
+    there = launcher.start(GENERAL, *flags, environment=launcher.clean_environment(RANK="1", **shared))
+    started = time.monotonic()
+    rank_0, rank_1 = launcher.wait_for([here, there], timeout=90)
+    assert time.monotonic() - started < 60
+    assert rank_1.status == 2 and "nowhere" in rank_1.err
+    assert rank_0.status == 1 and "rank 1: " in rank_0.err and "nowhere" in rank_0.err
 
 
 def test_offline_without_files_exits_2_and_names_the_download(run_here: Run) -> None:

@@ -47,7 +47,7 @@ def test_two_gpus_make_the_video_of_one(assets: Path, tmp_path: Path, backend: s
         error = ((video.astype(float) - one.astype(float)) ** 2).mean()
         psnr = 10 * numpy.log10(255**2 / max(error, 1e-9))
         print(f"{backend} {name}: PSNR {psnr:.1f} dB")
-        assert psnr > 35, name
+        assert psnr > 30, name
 
 
 def _video(assets: Path, path: Path, backend: str, flags: list[str]) -> numpy.ndarray:

@@ -50,7 +50,7 @@ def clean_environment(**variables: str) -> dict[str, str]:
     """This process' environment without a launcher's variables, GPU and text cache, plus `variables`."""
     launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_")
     ours = {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "COSMOS_NEMO_CACHE": "",

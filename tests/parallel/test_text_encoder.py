@@ -36,6 +36,7 @@ def encode_on_each_rank(rank: int, tmp_path: Path) -> None:
         encoder(tmp_path / "absent", group=group)(PROMPTS)
     except Exception as error:
         (tmp_path / f"error{rank}").write_text(str(error))
+    dist.barrier()  # a rank that ends first was seen to abort the others' teardown
     dist.destroy_process_group()
 
 

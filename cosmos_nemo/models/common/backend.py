@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.spec_utils import ModuleSpec
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup, get_process_group_ranks
 
@@ -29,7 +30,7 @@ class Backend:
     column_linear: type
     row_linear: type
     rms_norm: type[nn.Module]
-    attention: type[nn.Module]
+    attention: type[nn.Module] | ModuleSpec
     meta_config: Mapping[str, bool]
 
 
@@ -104,19 +105,24 @@ class TERMSNorm(nn.Module):
 
 
 class TEAttention(nn.Module):
-    """Transformer Engine's attention, with its ring over the context parallel group where nothing is padded.
+    """Transformer Engine's attention inside the torch back end's exchange of tokens and heads.
 
-    The ring needs an even number of tokens on every rank. Otherwise tokens and heads are exchanged as in the
-    torch back end, around a plain attention of as many heads as it then sees.
+    Where heads do not divide by the ranks, Transformer Engine's own ring takes over if nothing is padded and
+    every rank has an even number of tokens, else keys and values are gathered. `prefer_ring` takes the ring
+    wherever it can be: slower on two H200s (docs/performance.md), kept for comparison.
     """
 
-    def __init__(self, *, num_heads: int, head_dim: int, cp: ProcessGroup | None) -> None:
+    def __init__(
+        self, *, num_heads: int, head_dim: int, cp: ProcessGroup | None, prefer_ring: bool = False
+    ) -> None:
         super().__init__()
         self.cp = cp
         ranks = cp.size() if cp is not None else 1
-        counts = {num_heads} | ({num_heads // ranks} if num_heads % ranks == 0 else set())
+        heads_divide = num_heads % ranks == 0
+        counts = {num_heads, num_heads // ranks} if heads_divide else {num_heads}
         self.plain = nn.ModuleDict({str(n): _te_attention(n, head_dim) for n in counts})
-        self.ring = _te_ring(num_heads, head_dim, cp) if cp is not None and ranks > 1 else None
+        wants_ring = cp is not None and ranks > 1 and (prefer_ring or not heads_divide)
+        self.ring = _te_ring(num_heads, head_dim, cp) if wants_ring and cp is not None else None
 
     def forward(self, q_sBNK: Tensor, k_LBNK: Tensor, v_LBNK: Tensor, num_tokens: int) -> Tensor:
         """As TorchAttention.forward."""

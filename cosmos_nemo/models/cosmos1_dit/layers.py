@@ -59,7 +59,7 @@ class AttentionSubmodules:
     linear_qkv: type | None = None
     linear_proj: type | None = None
     norm: type | None = None
-    core_attention: type | None = None
+    core_attention: type | ModuleSpec | None = None
 
 
 @dataclass(frozen=True)
