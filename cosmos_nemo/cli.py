@@ -11,6 +11,7 @@ from cosmos_nemo.request import (
     CFG_PARALLEL,
     DEFAULT_NEGATIVE_PROMPT,
     OFFLOADABLE,
+    ROPE_DTYPES,
     SAMPLER_NAMES,
     TEXT_ENCODER_DTYPES,
     RequestError,
@@ -56,6 +57,7 @@ def parse_general(argv: Sequence[str]) -> Invocation:
         cfg_parallel=flags.cfg_parallel,
         backend=flags.backend,
         text_encoder_dtype=flags.text_encoder_dtype,
+        rope_dtype=flags.rope_dtype,
         offload=frozenset(filter(None, flags.offload.split(","))),
     )
     request = Text2WorldRequest(
@@ -139,6 +141,12 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
         default="auto",
         metavar="|".join(TEXT_ENCODER_DTYPES),
         help="auto: bfloat16 on a GPU, float32 on the CPU",
+    )
+    group.add_argument(
+        "--rope_dtype",
+        default="float32",
+        metavar="|".join(ROPE_DTYPES),
+        help="of the rotary angles; bfloat16 rounds them as NVIDIA's scripts did",
     )
     group.add_argument(
         "--dry_run", action="store_true", help="check the request and print the plan, nothing else"

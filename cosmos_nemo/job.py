@@ -83,16 +83,23 @@ class Job:
                 name: str(v) if isinstance(v, Path) else v for name, v in asdict(self.request).items()
             },
             "files": {
-                name: {"path": str(path), "fingerprint": fingerprint(path)}
-                for name, path in asdict(self.files).items()
+                "weights": _identity(self.files.weights, of=open_checkpoint(self.files.weights).path),
+                "tokenizer": _identity(self.files.tokenizer),
+                "text_encoder": _identity(self.files.text_encoder),
             },
             "plan": asdict(self.plan),
             "backend": self.backend.name,
             "dtype": str(self.dtype).removeprefix("torch."),
+            "rope_dtype": self.setup.rope_dtype,
             "text_encoder_dtype": str(self.text_encoder_dtype).removeprefix("torch."),
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             "guardrail": "none ran: this version has no guardrails yet",
         }
+
+
+def _identity(path: Path, *, of: Path | None = None) -> dict[str, str]:
+    """`of`: what is fingerprinted, the same whichever folder of a NeMo checkpoint was named."""
+    return {"path": str(path), "fingerprint": fingerprint(of or path)}
 
 
 def prepare(invocation: Invocation, *, ranks: Ranks, environ: Mapping[str, str]) -> Job:
@@ -173,6 +180,7 @@ def denoise_stage(job: Job, groups: Groups) -> Denoise:
         backend=job.backend,
         device=job.device,
         dtype=job.dtype,
+        rope_dtype=getattr(torch, job.setup.rope_dtype),
         offload="denoise" in job.setup.offload,
     )
 

@@ -20,6 +20,7 @@ DEFAULT_NEGATIVE_PROMPT = (
 BACKENDS = ("auto", "te", "torch")
 CFG_PARALLEL = ("auto", "on", "off")
 TEXT_ENCODER_DTYPES = ("auto", "bfloat16", "float32")
+ROPE_DTYPES = ("float32", "bfloat16")
 SAMPLER_NAMES = ("RES", "RES-1euler", "RES-2mid", "EDM")
 OFFLOADABLE = ("text_encoder", "denoise", "tokenizer")
 VIDEO_SUFFIXES = (".mp4", ".npy")
@@ -46,6 +47,8 @@ class Setup:
     cfg_parallel: str = "auto"
     backend: str = "auto"
     text_encoder_dtype: str = "auto"
+    rope_dtype: str = "float32"
+    """bfloat16 rounds the rotary angles, by up to 0.3 rad, as NVIDIA's scripts did."""
     offload: frozenset[str] = frozenset()
 
 
@@ -77,6 +80,7 @@ def validate_setup(setup: Setup) -> None:
     _one_of("--backend", setup.backend, BACKENDS)
     _one_of("--cfg_parallel", setup.cfg_parallel, CFG_PARALLEL)
     _one_of("--text_encoder_dtype", setup.text_encoder_dtype, TEXT_ENCODER_DTYPES)
+    _one_of("--rope_dtype", setup.rope_dtype, ROPE_DTYPES)
     for stage in sorted(setup.offload):
         _one_of("--offload", stage, OFFLOADABLE)
     if setup.num_devices is not None:

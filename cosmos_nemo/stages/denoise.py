@@ -37,11 +37,13 @@ class Denoise(Stage):
         backend: Backend,
         device: torch.device,
         dtype: torch.dtype,
+        rope_dtype: torch.dtype = torch.float32,
         offload: bool = False,
     ) -> None:
         super().__init__(device=device, offload=offload)
         self.card, self.checkpoint = card, checkpoint
-        self.groups, self.backend, self.dtype = groups, backend, dtype
+        self.groups, self.backend = groups, backend
+        self.dtype, self.rope_dtype = dtype, rope_dtype
 
     def build(self) -> nn.Module:
         return everywhere(self._build, self.groups.world)
@@ -82,6 +84,7 @@ class Denoise(Stage):
             pg_collection=collection,
             device=self.device,
             dtype=self.dtype,
+            rope_dtype=self.rope_dtype,
         )
         load_into(
             network,

@@ -120,6 +120,28 @@ def test_offloading_everything_changes_no_frame(run_here: Run, nano: Path, tmp_p
     assert numpy.array_equal(numpy.load(tmp_path / "a.npy"), numpy.load(tmp_path / "b.npy"))
 
 
+def test_rounded_rotary_angles_change_the_video_and_are_noted(
+    run_here: Run, nano: Path, tmp_path: Path
+) -> None:
+    for name in ("float32", "bfloat16"):
+        ended = run_here(*_nano_flags(nano, tmp_path / f"{name}.npy", "--rope_dtype", name))
+        assert ended.returncode == 0, ended.stderr
+        assert json.loads((tmp_path / f"{name}.json").read_text())["rope_dtype"] == name
+    exact, rounded = (numpy.load(tmp_path / f"{name}.npy") for name in ("float32", "bfloat16"))
+    assert not numpy.array_equal(exact, rounded)
+
+
+def test_the_fingerprint_is_the_same_whichever_folder_of_a_checkpoint_is_named(
+    run_here: Run, nano: Path, tmp_path: Path
+) -> None:
+    found = set()
+    for name, folder in (("a", "nemo"), ("b", "nemo/weights")):
+        flags = _nano_flags(nano, tmp_path / f"{name}.npy", "--nemo_checkpoint", f"{NANO}/{folder}")
+        assert run_here(*flags).returncode == 0
+        found.add(json.loads((tmp_path / f"{name}.json").read_text())["files"]["weights"]["fingerprint"])
+    assert len(found) == 1
+
+
 def test_a_cached_prompt_makes_the_same_frames(run_here: Run, nano: Path, tmp_path: Path) -> None:
     for name in "ab":
         ended = run_here(*_nano_flags(nano, tmp_path / f"{name}.npy"), cache=str(tmp_path / "cache"))

@@ -84,6 +84,8 @@ def test_every_flag_arrives() -> None:
             "denoise,tokenizer",
             "--text_encoder_dtype",
             "float32",
+            "--rope_dtype",
+            "bfloat16",
             "--dry_run",
         ]
     )
@@ -101,6 +103,7 @@ def test_every_flag_arrives() -> None:
         cfg_parallel="off",
         backend="torch",
         text_encoder_dtype="float32",
+        rope_dtype="bfloat16",
         offload=frozenset({"denoise", "tokenizer"}),
     )
     assert invocation.request == Text2WorldRequest(

@@ -83,6 +83,7 @@ def test_a_bad_value_is_refused_with_flag_value_and_way_out(
         ({"cfg_parallel": "yes"}, "--cfg_parallel yes"),
         ({"text_encoder_dtype": "int8"}, "--text_encoder_dtype int8"),
         ({"offload": frozenset({"everything"})}, "--offload everything"),
+        ({"rope_dtype": "float16"}, "--rope_dtype float16"),
         ({"num_devices": 0}, "--num_devices 0"),
         ({"num_devices": -1}, "--num_devices -1"),
     ],
