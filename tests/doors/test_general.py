@@ -17,6 +17,9 @@ import imageio
 import numpy
 import pytest
 
+from tests.doors import commands
+from tests.parallel import launcher
+
 ROOT = Path(__file__).parents[2]
 GENERAL = ROOT / "inference/general.py"
 NANO = "Cosmos-Nano-Text2World"
@@ -30,10 +33,6 @@ def _load(path: Path) -> ModuleType:
     sys.modules[path.stem] = module
     spec.loader.exec_module(module)
     return module
-
-
-launcher = _load(ROOT / "tests/parallel/launcher.py")
-commands = _load(ROOT / "tests/doors/commands.py")
 
 
 def _standin(card: str, folder: Path, layout: str = "folder") -> Path:

@@ -1,6 +1,5 @@
 """Plans on several GPUs make the video of one. On the CPU the same is held to 1e-5 (tests/parallel)."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,8 @@ import numpy
 import pytest
 import torch
 
+from tests.parallel import launcher
+
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]
 PLANS = {
@@ -16,15 +17,6 @@ PLANS = {
     "cfg2": ["--cfg_parallel", "on"],
     "tp2": ["--tensor_parallel", "2", "--cfg_parallel", "off"],
 }
-
-
-def _launcher():  # type: ignore[no-untyped-def]
-    spec = importlib.util.spec_from_file_location("launcher", ROOT / "tests/parallel/launcher.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["launcher"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +45,11 @@ def test_two_gpus_make_the_video_of_one(assets: Path, tmp_path: Path, backend: s
 def _video(assets: Path, path: Path, backend: str, flags: list[str]) -> numpy.ndarray:
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"),
-        *(f"--master_port={_launcher().free_port()}", str(ROOT / "inference/general.py")),
+        *(f"--master_port={launcher.free_port()}", str(ROOT / "inference/general.py")),
         *("--model", "Cosmos-Nano-Text2World", "--cosmos_assets_dir", str(assets), "--prompt", "A red ball."),
         *("--num_steps", "4", "--backend", backend, "--video_save_path", str(path), *flags),
     ]
-    environment = {k: v for k, v in _launcher().clean_environment().items() if k != "CUDA_VISIBLE_DEVICES"}
+    environment = {k: v for k, v in launcher.clean_environment().items() if k != "CUDA_VISIBLE_DEVICES"}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     return numpy.load(path)

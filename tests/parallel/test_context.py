@@ -1,25 +1,14 @@
 """Context parallel attention equals attention, forward and backward, for a length no rank count divides."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
+from tests.parallel import context_worker as worker
+from tests.parallel import launcher
+
 HERE = Path(__file__).parent
-
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-launcher = _load("launcher")
-worker = _load("context_worker")
 
 
 @pytest.fixture(scope="module", params=[2, 3])

@@ -1,26 +1,17 @@
 """The same request makes the same latent and the same picture under every plan."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.parallel import launcher
+from tests.parallel import sample_worker as worker
+
 HERE = Path(__file__).parent
 
 
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-launcher = _load("launcher")
-worker = _load("sample_worker")
 PLANS = worker.PLANS
 
 

@@ -6,7 +6,7 @@ K head width, L text length.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -224,34 +224,38 @@ def mlp_spec(column_linear: type, row_linear: type) -> ModuleSpec:
 def _column(
     linear: type | None, inputs: int, outputs: int, config: TransformerConfig, groups: ProcessGroupCollection
 ) -> nn.Module:
-    return build_module(
-        linear,
-        inputs,
-        outputs,
-        config=config,
-        init_method=config.init_method,
-        gather_output=False,
-        bias=False,
-        skip_bias_add=False,
-        is_expert=False,
-        tp_group=groups.tp,
+    """Split by output: each tensor parallel rank makes its own heads."""
+    return _linear(
+        linear, inputs, outputs, config, groups, init_method=config.init_method, gather_output=False
     )
 
 
 def _row(
     linear: type | None, inputs: int, outputs: int, config: TransformerConfig, groups: ProcessGroupCollection
 ) -> nn.Module:
+    """Split by input: what the ranks' heads make is added up."""
+    init = config.output_layer_init_method
+    return _linear(linear, inputs, outputs, config, groups, init_method=init, input_is_parallel=True)
+
+
+def _linear(
+    linear: type | None,
+    inputs: int,
+    outputs: int,
+    config: TransformerConfig,
+    groups: ProcessGroupCollection,
+    **form: Any,
+) -> nn.Module:
     return build_module(
         linear,
         inputs,
         outputs,
         config=config,
-        init_method=config.output_layer_init_method,
         bias=False,
-        input_is_parallel=True,
         skip_bias_add=False,
         is_expert=False,
         tp_group=groups.tp,
+        **form,
     )
 
 

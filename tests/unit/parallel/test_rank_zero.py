@@ -1,22 +1,10 @@
 """Four threads' worth of ranks would share one process group, so real processes: one script, all cases."""
 
-import importlib.util
 import json
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
-
-
-def _launcher() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("launcher", ROOT / "tests/parallel/launcher.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
+from tests.parallel import launcher
 
 SCRIPT = """
 import json, os
@@ -68,7 +56,7 @@ os._exit(0)  # gloo's teardown at exit was seen to abort
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
     script = tmp_path_factory.mktemp("rank_zero") / "script.py"
     script.write_text(SCRIPT)
-    ended = _launcher().run_ranks(3, script)
+    ended = launcher.run_ranks(3, script)
     return [json.loads(one.out.splitlines()[-1]) for one in ended]
 
 
