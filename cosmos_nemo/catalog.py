@@ -180,15 +180,30 @@ def _replace_nested(value: Any, fields: dict[str, Any], at: str) -> Any:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1) or sorted(known)
             raise CatalogError(f"card.json: {at}{name} is no field of a card. Nearest: {', '.join(near)}")
-        old = getattr(value, name)
-        if dataclasses.is_dataclass(old):
-            new = _replace_nested(old, new, at=f"{at}{name}.")
-        elif isinstance(old, tuple):
-            new = tuple(new)
-        elif isinstance(old, Enum):
-            new = type(old)(new)
-        changes[name] = new
+        changes[name] = _replacement(getattr(value, name), new, at=f"{at}{name}")
     return replace(value, **changes)
+
+
+def _replacement(old: Any, new: Any, *, at: str) -> Any:
+    """`new` in the type of the field's value `old`; CatalogError if it is of another kind, or no size."""
+    if dataclasses.is_dataclass(old):
+        if isinstance(new, dict):
+            return _replace_nested(old, new, at=f"{at}.")
+    elif isinstance(old, Enum):
+        if new in {member.value for member in type(old)}:
+            return type(old)(new)
+    elif isinstance(old, tuple):
+        if isinstance(new, list | tuple) and new:
+            return tuple(_replacement(old[0], part, at=at) for part in new)
+    elif isinstance(old, bool | str):
+        if type(new) is type(old):
+            return new
+    elif isinstance(new, int | float) and not isinstance(new, bool) and new > 0:
+        if isinstance(old, float):
+            return float(new)
+        if isinstance(new, int):
+            return new
+    raise CatalogError(f"card.json: {at} cannot be {new!r}. It is {old!r} in the model's own card.")
 
 
 def overrides_of(card: ModelCard, base: ModelCard) -> dict[str, Any]:

@@ -67,9 +67,9 @@ def parse_general(argv: Sequence[str]) -> Invocation:
         height=card.video.height if flags.height is None else flags.height,
         width=card.video.width if flags.width is None else flags.width,
         num_frames=card.video.num_frames if flags.num_video_frames is None else flags.num_video_frames,
-        fps=flags.fps,
-        num_steps=_whole("--num_steps", flags.num_steps),
-        guidance=flags.guidance,
+        fps=card.video.fps if flags.fps is None else flags.fps,
+        num_steps=card.num_steps if flags.num_steps is None else _whole("--num_steps", flags.num_steps),
+        guidance=card.guidance if flags.guidance is None else flags.guidance,
         sampler=card.sampler if flags.sampler is None else flags.sampler,
         seed=flags.seed,
         video_path=Path(flags.video_save_path or f"{card.name}.mp4"),
@@ -81,7 +81,7 @@ def _general_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="general.py",
         description="Make a video from a prompt with a Cosmos Text2World model in NeMo's checkpoint format.",
-        epilog="Exit status: 0 the video is written; 2 a bad flag or checkpoint; 1 anything else.",
+        epilog="Exit status: 0 the video is written; 2 a bad flag or checkpoint; 130 interrupted; 1 else.",
         allow_abbrev=False,
     )
     _add_request(parser.add_argument_group("the video"))
@@ -96,16 +96,16 @@ def _add_request(group: argparse._ArgumentGroup) -> None:
         "--negative_prompt", default=DEFAULT_NEGATIVE_PROMPT, help='what to avoid; "" for none'
     )
     group.add_argument("--subject_name", default="", help="the subject a post-trained model learned")
-    group.add_argument("--guidance", type=float, default=7.0, help="weight g of cond + g (cond - uncond); 7")
+    group.add_argument("--guidance", type=float, default=None, help="weight g of cond + g (cond - uncond); 7")
     group.add_argument("--sampler", default=None, metavar="NAME", help=", ".join(SAMPLER_NAMES) + "; RES")
-    group.add_argument("--num_steps", type=float, default=35, help="sampling steps; 35")
+    group.add_argument("--num_steps", type=float, default=None, help="sampling steps; 35")
     group.add_argument(
         "--seed", type=int, default=1, help="of the noise: the same video for the same seed; 1"
     )
     group.add_argument("--height", type=int, default=None, help="pixels, a multiple of 16; the model's, 704")
     group.add_argument("--width", type=int, default=None, help="pixels, a multiple of 16; the model's, 1280")
     group.add_argument("--num_video_frames", type=int, default=None, help="8k+1; the model's, 121")
-    group.add_argument("--fps", type=int, default=24, help="frames per second; 24")
+    group.add_argument("--fps", type=int, default=None, help="frames per second; 24")
     group.add_argument("--video_save_path", default=None, help="an .mp4 or .npy file; MODEL.mp4")
     group.add_argument("--enable_prompt_upsampler", action="store_true", help="not built yet: refused")
 

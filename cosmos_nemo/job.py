@@ -17,7 +17,7 @@ from cosmos_nemo.cli import Invocation
 from cosmos_nemo.models.common.backend import Backend, BackendError, choose_backend
 from cosmos_nemo.parallel.environment import Ranks
 from cosmos_nemo.parallel.groups import Groups
-from cosmos_nemo.plan import Plan, make_plan
+from cosmos_nemo.plan import Plan, make_plan, num_ranks_taking_part
 from cosmos_nemo.request import (
     RequestError,
     Setup,
@@ -62,6 +62,8 @@ class Job:
     device: torch.device
     backend: Backend
     text_cache: Path | None
+    identities: Mapping[str, Mapping[str, str]]
+    """Of each file: its path and fingerprint, taken before it is read; on rank 0, which writes them down."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -76,17 +78,12 @@ class Job:
 
     def facts(self) -> dict[str, Any]:
         """What the manifest says of this job: how to make the same video again, and from which weights."""
-        assert self.files.weights and self.files.tokenizer and self.files.text_encoder
         return {
             "model": self.card.name,
             "request": {
                 name: str(v) if isinstance(v, Path) else v for name, v in asdict(self.request).items()
             },
-            "files": {
-                "weights": _identity(self.files.weights, of=open_checkpoint(self.files.weights).path),
-                "tokenizer": _identity(self.files.tokenizer),
-                "text_encoder": _identity(self.files.text_encoder),
-            },
+            "files": dict(self.identities),
             "plan": asdict(self.plan),
             "backend": self.backend.name,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -95,11 +92,6 @@ class Job:
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             "guardrail": "none ran: this version has no guardrails yet",
         }
-
-
-def _identity(path: Path, *, of: Path | None = None) -> dict[str, str]:
-    """`of`: what is fingerprinted, the same whichever folder of a NeMo checkpoint was named."""
-    return {"path": str(path), "fingerprint": fingerprint(of or path)}
 
 
 def prepare(invocation: Invocation, *, ranks: Ranks, environ: Mapping[str, str]) -> Job:
@@ -114,9 +106,10 @@ def prepare(invocation: Invocation, *, ranks: Ranks, environ: Mapping[str, str])
     here = _locate(card, setup, download=False)
     local_card = _card_of(card, here)
     validate_request(request, local_card)
+    _check_steps(request)
     plan = _plan(local_card, setup, request, ranks, pretend=invocation.dry_run)
     backend = choose_backend(setup.backend, environ)
-    if not invocation.dry_run:
+    if ranks.rank == 0:
         check_writable(request.video_path)
     files = here if here.complete or invocation.dry_run else _locate(card, setup, download=True)
     card = _card_of(card, files)
@@ -131,6 +124,7 @@ def prepare(invocation: Invocation, *, ranks: Ranks, environ: Mapping[str, str])
         device=_device(ranks),
         backend=backend,
         text_cache=_text_cache_folder(environ),
+        identities=_identities(files) if ranks.rank == 0 and files.complete else {},
     )
 
 
@@ -215,6 +209,19 @@ def _locate(card: ModelCard, setup: Setup, *, download: bool) -> Files:
     )
 
 
+def _identities(files: Files) -> dict[str, dict[str, str]]:
+    """A NeMo checkpoint's fingerprint is the same whichever of its folders was named."""
+    assert files.weights and files.tokenizer and files.text_encoder
+    return {
+        "weights": {
+            "path": str(files.weights),
+            "fingerprint": fingerprint(open_checkpoint(files.weights).path),
+        },
+        "tokenizer": {"path": str(files.tokenizer), "fingerprint": fingerprint(files.tokenizer)},
+        "text_encoder": {"path": str(files.text_encoder), "fingerprint": fingerprint(files.text_encoder)},
+    }
+
+
 def _card_of(card: ModelCard, files: Files) -> ModelCard:
     """`card` with what the found files' card.json say."""
     for path in (files.weights, files.tokenizer):
@@ -240,15 +247,8 @@ def _check_files(card: ModelCard, files: Files) -> None:
 
 
 def _plan(card: ModelCard, setup: Setup, request: Text2WorldRequest, ranks: Ranks, *, pretend: bool) -> Plan:
-    num_devices = setup.num_devices if setup.num_devices is not None else ranks.num_ranks
-    if num_devices > ranks.num_ranks and not pretend:
-        raise RequestError(
-            f"--num_devices {num_devices} is more than the {ranks.num_ranks} rank(s) started. "
-            f"Start them with torchrun --nproc_per_node={num_devices}, "
-            f"or pass --num_devices {ranks.num_ranks}."
-        )
     return make_plan(
-        num_devices=num_devices,
+        num_devices=num_ranks_taking_part(setup, ranks.num_ranks, pretend=pretend),
         num_heads=card.network.num_heads,
         num_branches=request.num_branches,
         cp_size=setup.cp_size,
@@ -258,18 +258,26 @@ def _plan(card: ModelCard, setup: Setup, request: Text2WorldRequest, ranks: Rank
 
 
 def _device(ranks: Ranks) -> torch.device:
-    """This rank's GPU: its own by local rank, or the only one its launcher lets it see."""
+    """This rank's GPU: its own by local rank, or the only one that Slurm lets its task see."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     visible = torch.cuda.device_count()
-    if visible == 1:
+    if visible == 1 and not ranks.store_is_hosted:
         return torch.device("cuda", 0)
     if ranks.local_rank >= visible:
         raise RequestError(
-            f"{ranks.local_rank + 1} ranks run on this host, which shows {visible} GPUs. "
+            f"{ranks.local_rank + 1} ranks or more run on this host, which shows {visible} GPU(s). "
             f"Start at most {visible} a host (torchrun --nproc_per_node={visible})."
         )
     return torch.device("cuda", ranks.local_rank)
+
+
+def _check_steps(request: Text2WorldRequest) -> None:
+    """A sampler may need more steps than one, or steps that are not too small."""
+    try:
+        SAMPLERS[request.sampler].num_calls(request.num_steps)
+    except ValueError as error:
+        raise RequestError(f"--num_steps {request.num_steps} --sampler {request.sampler}: {error}") from None
 
 
 def _text_cache_folder(environ: Mapping[str, str]) -> Path | None:

@@ -1,15 +1,15 @@
 """Runs an invocation on this rank: groups, stages, files, exit status.
 
 Here and in the doors alone the environment is read and something is printed.
-Exit status: 0 everything written, 2 a bad request, flag or checkpoint, 1 anything else.
+Exit status: 0 everything written, 2 a bad request, flag or checkpoint, 130 interrupted, 1 anything else.
 """
 
 import os
+import signal
 import sys
-import time
 import traceback
-from collections.abc import Callable, Mapping
-from datetime import timedelta
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +17,13 @@ from cosmos_nemo.catalog import CatalogError
 from cosmos_nemo.cli import Invocation
 from cosmos_nemo.console import set_up_logging
 from cosmos_nemo.parallel.environment import Ranks, ranks_from
+from cosmos_nemo.plan import num_ranks_taking_part
 from cosmos_nemo.request import RequestError
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
-
     from cosmos_nemo.job import Job
+    from cosmos_nemo.parallel.company import Company
     from cosmos_nemo.parallel.groups import Groups
-    from cosmos_nemo.parallel.watchdog import Watchdog
     from cosmos_nemo.pipelines.text2world import Text2World, Video
 
 _PACKAGES = (
@@ -36,53 +35,30 @@ _PACKAGES = (
     "transformer-engine",
     "numpy",
 )
-_BAD_REQUEST, _FAILED, _INTERRUPTED = 2, 1, 130
-_PATIENCE = timedelta(seconds=15)
+_BAD_REQUEST, _FAILED, _INTERRUPTED, _TERMINATED = 2, 1, 130, 143
 
 
 def run(parse: Callable[[], Invocation], *, environ: Mapping[str, str] = os.environ) -> int:
     """The exit status of a door on this rank.
 
-    Every rank checks the request for itself, so that a bad one ends before any connects.
+    What can be judged from the arguments alone is judged first, by every rank for itself. The ranks meet
+    before anything that one of them alone could fail at: then the others learn of it.
     """
     ranks = ranks_from(environ)
     try:
         invocation = parse()
+        num_ranks = num_ranks_taking_part(invocation.setup, ranks.num_ranks, pretend=invocation.dry_run)
     except (RequestError, CatalogError) as error:
-        _complain(ranks, error)
-        return _BAD_REQUEST
-    set_up_logging(verbose=ranks.rank == 0)
-    # Only now: torch and Megatron take seconds to import, which --help and a bad flag need not wait for.
-    from cosmos_nemo.job import PERSON_ERRORS, describe, prepare
-
-    try:
-        job = prepare(invocation, ranks=ranks, environ=environ)
-    except PERSON_ERRORS as error:
-        _complain(ranks, error)
-        if not isinstance(error, RequestError | CatalogError):
-            _tell_others(ranks, error)
-        return _BAD_REQUEST
-    if invocation.dry_run:
         if ranks.rank == 0:
-            print(describe(job))
-        return 0
-    return _take_part(job, ranks)
-
-
-def _take_part(job: "Job", ranks: Ranks) -> int:
-    from cosmos_nemo.parallel.groups import open_store, stop
-    from cosmos_nemo.parallel.watchdog import Watchdog
-
-    store = open_store(ranks)
-    if ranks.rank >= job.plan.num_ranks:
-        return _idle(store, ranks)
-    beats = open_store(ranks, host=False) if ranks.num_ranks > 1 else store
-    watchdog = Watchdog(beats, rank=ranks.rank, num_ranks=job.plan.num_ranks)
-    status = _guarded(lambda: _make(job, ranks, store), ranks, watchdog)
-    if status == 0 or job.plan.num_ranks == 1:
-        stop()
-    if ranks.rank == 0:
-        _dismiss_idle(store, ranks.num_ranks - job.plan.num_ranks, status)
+            _complain(error)
+        return _BAD_REQUEST
+    try:
+        # Only now: torch and Megatron take seconds to import, which --help and a bad flag need not wait for.
+        set_up_logging(verbose=ranks.rank == 0)
+        _let_gloo_meet_itself(ranks)
+        status = _in_company(invocation, ranks, environ, num_ranks)
+    except KeyboardInterrupt:
+        status = _INTERRUPTED
     if ranks.num_ranks > 1:
         # The usual exit would tear down NCCL, which waits for ranks that are gone, and gloo, which was seen
         # to abort with everything written.
@@ -92,42 +68,94 @@ def _take_part(job: "Job", ranks: Ranks) -> int:
     return status
 
 
-def _guarded(work: Callable[[], None], ranks: Ranks, watchdog: "Watchdog") -> int:
-    """Status of `work`; a failure is printed here and reported to the other ranks.
+def _in_company(invocation: Invocation, ranks: Ranks, environ: Mapping[str, str], num_ranks: int) -> int:
+    from cosmos_nemo.parallel.company import Company, open_store
+
+    try:
+        company = Company(ranks, open_store(ranks))
+    except RuntimeError as error:
+        _complain(f"rank {ranks.rank} cannot meet the others at {ranks.address}:{ranks.port}: {error}")
+        return _FAILED
+    status = _FAILED
+    try:
+        if ranks.rank >= num_ranks and not invocation.dry_run:
+            print(f"rank {ranks.rank} is idle: --num_devices leaves it out", flush=True)
+            status = company.wait_for_status()
+        else:
+            status = _guarded(lambda: _serve(invocation, company, environ), company, num_ranks)
+    except RuntimeError:  # rank 0 hosts the store and is gone
+        status = _FAILED
+    finally:
+        company.leave(status)
+    return status
+
+
+def _guarded(work: Callable[[], None], company: "Company", num_ranks: int) -> int:
+    """Status of `work`; a failure is shown by the first rank that has one, and reported to all.
 
     The watchdog rests while a failure is handled: another rank's must not interrupt that.
     """
-    from cosmos_nemo.job import PERSON_ERRORS
+    from cosmos_nemo.parallel.company import Company, open_store
+    from cosmos_nemo.parallel.groups import stop
+    from cosmos_nemo.parallel.watchdog import Watchdog
 
+    connection = (
+        company
+        if company.ranks.num_ranks == 1
+        else Company(company.ranks, open_store(company.ranks, host=False))
+    )
+    watchdog = Watchdog(connection, num_ranks=num_ranks)
     try:
         with watchdog:
             work()
+        stop()
         return 0
     except KeyboardInterrupt:
         if watchdog.lost is not None:
-            return _FAILED
-        _complain(ranks, "interrupted; nothing half-written is left")
-        watchdog.report("interrupted")
-        return _INTERRUPTED
-    except PERSON_ERRORS as error:
-        _complain(ranks, error)
-        watchdog.report(str(error))
-        return _BAD_REQUEST
+            return watchdog.lost.status
+        status, shown = _INTERRUPTED, "interrupted; nothing half-written is left"
     except Exception as error:
-        sys.stderr.write(f"rank {ranks.rank} failed:\n{traceback.format_exc()}")
-        watchdog.report(f"{type(error).__name__}: {error}")
-        return _FAILED
+        status, shown = _status_and_text(error, company.ranks)
+    if company.fail(shown.strip().splitlines()[-1], status=status):
+        _complain(shown)
+    if num_ranks == 1:
+        stop()
+    return status
 
 
-def _make(job: "Job", ranks: Ranks, store: "Store") -> None:
+def _status_and_text(error: Exception, ranks: Ranks) -> tuple[int, str]:
+    """A sentence for what a person can mend, a traceback for everything else."""
+    from cosmos_nemo.job import PERSON_ERRORS
+
+    if isinstance(error, PERSON_ERRORS):
+        return _BAD_REQUEST, f"{type(error).__name__}: {error}"
+    return _FAILED, f"rank {ranks.rank} failed:\n{traceback.format_exc()}"
+
+
+def _serve(invocation: Invocation, company: "Company", environ: Mapping[str, str]) -> None:
+    from cosmos_nemo.job import describe, prepare
+
+    job = prepare(invocation, ranks=company.ranks, environ=environ)
+    if not invocation.dry_run:
+        _make(job, company)
+    elif company.ranks.rank == 0:
+        print(describe(job))
+
+
+def _make(job: "Job", company: "Company") -> None:
     from cosmos_nemo.parallel.groups import start
     from cosmos_nemo.parallel.rank_zero import only_rank_zero
 
-    groups = start(ranks, plan=job.plan, store=store, device=job.device)
+    if (theirs := company.agree_on_device(job.device.type)) is not None:
+        raise RequestError(
+            f"rank {company.ranks.rank} computes on {job.device.type}, but rank 0 on {theirs}: "
+            "start all ranks where the same kind of device is visible."
+        )
+    groups = start(company.ranks, plan=job.plan, store=company.store, device=job.device)
     pipeline = _text2world(job, groups)
-    if ranks.rank == 0:
+    if groups.rank == 0:
         print(f"{job.card.name} on {job.plan.num_ranks} rank(s): {job.plan}; back end {job.backend.name}")
-    video = pipeline(job.request, on_step=_progress(ranks))
+    video = pipeline(job.request, on_step=_progress() if groups.rank == 0 else None)
     only_rank_zero(lambda: _write(job, pipeline, video), groups.world)
 
 
@@ -149,7 +177,8 @@ def _write(job: "Job", pipeline: "Text2World", video: "Video") -> None:
     assert video.frames_THWC is not None
     manifest = {**job.facts(), **_costs(pipeline), "versions": _versions()}
     path = job.request.video_path
-    write_video(video.frames_THWC, path, fps=video.fps, prompt=video.prompt, manifest=manifest)
+    with _terminated_like_any_exit():
+        write_video(video.frames_THWC, path, fps=video.fps, prompt=video.prompt, manifest=manifest)
     for stage in pipeline.stages:
         costs = stage.costs
         print(
@@ -182,9 +211,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _progress(ranks: Ranks) -> Callable[[int, int], None] | None:
-    if ranks.rank != 0:
-        return None
+def _progress() -> Callable[[int, int], None]:
     from tqdm import tqdm
 
     bar: tqdm[Any] | None = None
@@ -201,49 +228,27 @@ def _progress(ranks: Ranks) -> Callable[[int, int], None] | None:
     return advance
 
 
-def _idle(store: "Store", ranks: Ranks) -> int:
-    """Waits for rank 0's status, which becomes this rank's."""
-    from cosmos_nemo.parallel.watchdog import FAILED
+@contextmanager
+def _terminated_like_any_exit() -> Iterator[None]:
+    """SIGTERM (scancel, preemption) unwinds the stack, so that a half-written file is removed."""
 
-    print(f"rank {ranks.rank} is idle: --num_devices leaves it out", flush=True)
+    def leave(*_: object) -> None:
+        raise SystemExit(_TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, leave)
     try:
-        while not store.check(["status"]):
-            if store.check([FAILED]):
-                return _FAILED
-            time.sleep(0.5)
-        status = int(store.get("status"))
-        store.add("dismissed", 1)
-        return status
-    except RuntimeError:  # rank 0 hosts the store and is gone
-        return _FAILED
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def _dismiss_idle(store: "Store", num_idle: int, status: int) -> None:
-    """Gives idle ranks the status, and waits until they have it: this rank may host the store."""
-    if num_idle == 0:
-        return
-    store.set("status", str(status))
-    deadline = time.monotonic() + 30
-    while store.add("dismissed", 0) < num_idle and time.monotonic() < deadline:
-        time.sleep(0.2)
+def _let_gloo_meet_itself(ranks: Ranks) -> None:
+    """gloo asks the resolver for this host's name, which a laptop's or a container's may not know."""
+    if ranks.address in ("localhost", "127.0.0.1"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
-def _tell_others(ranks: Ranks, error: Exception) -> None:
-    """Files can be bad for one rank alone, on its node; those that already wait for it must not wait on."""
-    if ranks.num_ranks == 1:
-        return
-    from cosmos_nemo.parallel.groups import open_store
-    from cosmos_nemo.parallel.watchdog import report
-
-    try:
-        report(open_store(ranks, patience=_PATIENCE), rank=ranks.rank, message=str(error))
-    except RuntimeError:  # no store: rank 0 has not come so far, or is gone
-        return
-
-
-def _complain(ranks: Ranks, error: object) -> None:
-    if ranks.local_rank == 0:
-        where = f" (rank {ranks.rank})" if ranks.rank else ""
-        kind = f"{type(error).__name__}: " if isinstance(error, Exception) else ""
-        sys.stderr.write(f"{kind}{error}{where}\n")
-        sys.stderr.flush()
+def _complain(what: object) -> None:
+    text = f"{type(what).__name__}: {what}" if isinstance(what, Exception) else str(what)
+    sys.stderr.write(f"{text.rstrip()}\n")
+    sys.stderr.flush()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cosmos_nemo.request import RequestError
+from cosmos_nemo.request import RequestError, Setup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,24 @@ class Plan:
 
     def __str__(self) -> str:
         return f"guidance branches {self.cfg} x context parallel {self.cp} x tensor parallel {self.tp}"
+
+
+def num_ranks_taking_part(setup: Setup, num_started: int, *, pretend: bool = False) -> int:
+    """How many of the started ranks make the video; RequestError for more than there are.
+
+    `pretend` (a dry run): as many as the flags ask for, whether or not they run.
+    """
+    if setup.num_devices is not None and setup.num_devices < 1:
+        raise RequestError(f"--num_devices {setup.num_devices} must be at least 1.")
+    if pretend:
+        sizes = (setup.cp_size or 1) * setup.tensor_parallel * (2 if setup.cfg_parallel == "on" else 1)
+        return setup.num_devices or max(sizes, num_started)
+    if (setup.num_devices or 1) > num_started:
+        raise RequestError(
+            f"--num_devices {setup.num_devices} is more than the {num_started} rank(s) started. Start them "
+            f"with torchrun --nproc_per_node={setup.num_devices}, or pass --num_devices {num_started}."
+        )
+    return setup.num_devices or num_started
 
 
 def make_plan(

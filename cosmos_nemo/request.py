@@ -80,6 +80,8 @@ def validate_setup(setup: Setup) -> None:
     _one_of("--backend", setup.backend, BACKENDS)
     _one_of("--cfg_parallel", setup.cfg_parallel, CFG_PARALLEL)
     _one_of("--text_encoder_dtype", setup.text_encoder_dtype, TEXT_ENCODER_DTYPES)
+    if setup.t5_cache_dir is not None and setup.text_encoder_dir is not None:
+        raise RequestError("--t5_cache_dir has no effect beside --text_encoder_dir. Pass one of them.")
     _one_of("--rope_dtype", setup.rope_dtype, ROPE_DTYPES)
     for stage in sorted(setup.offload):
         _one_of("--offload", stage, OFFLOADABLE)
@@ -91,6 +93,12 @@ def validate_request(request: Text2WorldRequest, card: ModelCard) -> None:
     """RequestError, naming the flag, the value and the way out, unless `card` can make this video."""
     if not request.prompt.strip():
         raise RequestError("--prompt is empty. Describe the video to make.")
+    for flag, text in (
+        ("--prompt", request.prompt),
+        ("--negative_prompt", request.negative_prompt),
+        ("--subject_name", request.subject_name),
+    ):
+        _unicode(flag, text)
     _size("--height", request.height, card, card.network.max_latent_height)
     _size("--width", request.width, card, card.network.max_latent_width)
     _frames(request.num_frames, card)
@@ -114,6 +122,13 @@ def latent_shape(request: Text2WorldRequest, card: ModelCard) -> tuple[int, int,
     frames = (request.num_frames - 1) // tokenizer.temporal_compression + 1
     side = tokenizer.spatial_compression
     return 1, tokenizer.latent_channels, frames, request.height // side, request.width // side
+
+
+def _unicode(flag: str, text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise RequestError(f"{flag} {text!r} holds bytes that are no UTF-8. Write it in UTF-8.") from None
 
 
 def _size(flag: str, value: int, card: ModelCard, max_latent: int) -> None:

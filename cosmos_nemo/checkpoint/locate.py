@@ -161,12 +161,13 @@ def _from_hub(files: HubFiles, *, cache_dir: Path | None, download: bool) -> Pat
     from huggingface_hub import constants
 
     cached = _cached(files, cache_dir=cache_dir)
+    may_fetch = files.is_released and not constants.HF_HUB_OFFLINE
+    unfinished = cached is not None and _was_interrupted(cached.parent if files.subfolder else cached)
     if not download:
-        return cached
+        return None if unfinished and may_fetch else cached
     if cached is None:
         return fetch(files, cache_dir=cache_dir)
-    snapshot = cached.parent if files.subfolder else cached
-    if constants.HF_HUB_OFFLINE or not files.is_released or not _was_interrupted(snapshot):
+    if not (unfinished and may_fetch):
         return cached
     try:
         return fetch(files, cache_dir=cache_dir)

@@ -17,7 +17,7 @@ class Ranks:
     store_is_hosted: bool = False
     """The launcher's agent already serves the rendezvous store (torchrun does)."""
     attempt: str = "0"
-    """Counts torchrun's restarts, which share one store."""
+    """Keeps torchrun's restarts, which share one store, and a job's steps apart."""
 
 
 def ranks_from(environ: Mapping[str, str]) -> Ranks:
@@ -36,14 +36,18 @@ def ranks_from(environ: Mapping[str, str]) -> Ranks:
             attempt=environ.get("TORCHELASTIC_RESTART_COUNT", "0"),
         )
     # SLURM_NTASKS also stands in the environment of a batch script, which is one process: only a step counts.
-    if "SLURM_STEP_NUM_TASKS" in environ and "SLURM_PROCID" in environ:
-        job = int(environ.get("SLURM_JOB_ID", "0"))
+    num_tasks = int(environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if num_tasks > 1 and "SLURM_PROCID" in environ:
+        job, step = environ.get("SLURM_JOB_ID", "0"), environ.get("SLURM_STEP_ID", "0")
+        # Steps of one job may run side by side on the same hosts: each has a port and keys of its own.
+        port = 20000 + (int(job) * 31 + int(step)) % 10000
         return Ranks(
             rank=int(environ["SLURM_PROCID"]),
-            num_ranks=int(environ["SLURM_STEP_NUM_TASKS"]),
+            num_ranks=num_tasks,
             local_rank=int(environ.get("SLURM_LOCALID", "0")),
             address=environ.get("MASTER_ADDR") or first_host(environ.get("SLURM_STEP_NODELIST", "127.0.0.1")),
-            port=int(environ.get("MASTER_PORT", str(20000 + job % 10000))),
+            port=int(environ.get("MASTER_PORT", str(port))),
+            attempt=f"{job}.{step}",
         )
     return Ranks()
 

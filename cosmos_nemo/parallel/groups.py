@@ -3,7 +3,6 @@
 One rank too has groups (a HashStore of world 1), so that no module asks whether it runs alone.
 """
 
-import os
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -13,11 +12,11 @@ from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch.distributed import ProcessGroup
 
+from cosmos_nemo.parallel.company import open_store
 from cosmos_nemo.parallel.environment import Ranks
 from cosmos_nemo.plan import Plan
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=60)
-_STORE_TIMEOUT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,24 +38,6 @@ class Groups:
         return self.cfg.rank()
 
 
-def open_store(ranks: Ranks, *, host: bool = True, patience: timedelta = _STORE_TIMEOUT) -> dist.Store:
-    """A connection of its own to the store all started ranks share; an in-process store for one rank alone.
-
-    Rank 0 hosts it unless the launcher does; `host=False` is for its further connections. RuntimeError if
-    nobody hosts it within `patience`.
-    """
-    if ranks.address is None:
-        return dist.HashStore()
-    store = dist.TCPStore(
-        ranks.address,
-        ranks.port,
-        is_master=host and ranks.rank == 0 and not ranks.store_is_hosted,
-        timeout=patience,
-        wait_for_workers=False,
-    )
-    return dist.PrefixStore(f"cosmos_nemo/{ranks.attempt}", store)
-
-
 def start(ranks: Ranks, *, plan: Plan, store: dist.Store, device: torch.device) -> Groups:
     """Starts the first `plan.num_ranks` ranks; the others must not call this.
 
@@ -66,9 +47,6 @@ def start(ranks: Ranks, *, plan: Plan, store: dist.Store, device: torch.device) 
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    elif ranks.address in ("localhost", "127.0.0.1"):
-        # gloo asks the resolver for this host's name, which a laptop's or a container's may not know.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(
         backend,
         store=dist.PrefixStore("ranks", store),

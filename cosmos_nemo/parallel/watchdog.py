@@ -12,90 +12,90 @@ import time
 from types import TracebackType
 from typing import Self
 
-import torch.distributed as dist
+from cosmos_nemo.parallel.company import Company, Failure
 
-FAILED = "failed"
-BEAT = 3.0
-"""Seconds between two looks at the store."""
-
-
-def report(store: dist.Store, *, rank: int, message: str, beat: float = BEAT) -> None:
-    """Tells the watchdogs of the other ranks that this rank fails, and why.
-
-    Rank 0 may host the store, so it stays until the others can have looked.
-    """
-    store.set(FAILED, f"rank {rank}: {message}")
-    if rank == 0:
-        time.sleep(2.5 * beat)
+_FAILED = 1
 
 
 class Watchdog:
     """Beats for this rank and watches its neighbour, in a thread with a store connection of its own.
 
-    A rank that fails by an exception says so at once (`report`); one that is killed stops beating, which
-    its neighbour notices after `patience` seconds and passes on. Until a first beat it waits for `start`
-    seconds: reading packages from a busy file system takes some ranks far longer than others.
+    A failure that a rank reports (Company.fail) is seen within a `beat`. One that is killed stops beating,
+    which its neighbour notices after `patience` seconds and reports. Until a first beat it waits for `start`
+    seconds: reading packages from a busy file system takes some ranks far longer than others. A second thread
+    never touches the store, and ends the process when the first is stuck in it: rank 0's host is frozen.
     """
 
     def __init__(
         self,
-        store: dist.Store,
+        company: Company,
         *,
-        rank: int,
         num_ranks: int,
-        beat: float = BEAT,
+        beat: float = 3.0,
         patience: float = 40.0,
-        start: float = 600.0,
+        start: float = 300.0,
     ) -> None:
-        self.lost: str | None = None
-        self._store, self._rank, self._num_ranks = store, rank, num_ranks
+        self.lost: Failure | None = None
+        self._company, self._rank, self._num_ranks = company, company.ranks.rank, num_ranks
         self._beat, self._patience, self._start = beat, patience, start
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._exchanged_at = time.monotonic()
+        self._threads = [
+            threading.Thread(target=work, name=work.__name__, daemon=True)
+            for work in (self._watch, self._guard)
+        ]
 
     def __enter__(self) -> Self:
+        self._exchanged_at = time.monotonic()
         if self._num_ranks > 1:
-            self._thread.start()
+            for thread in self._threads:
+                thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stopped.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=2 * self._beat)
-
-    def report(self, message: str) -> None:
-        """Tells the other ranks that this one fails, and why; nothing if it only follows another."""
-        if self._num_ranks > 1 and self.lost is None:
-            report(self._store, rank=self._rank, message=message, beat=self._beat)
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(timeout=2 * self._beat)
 
     def _watch(self) -> None:
-        neighbour = f"beat/{(self._rank + 1) % self._num_ranks}"
+        neighbour = (self._rank + 1) % self._num_ranks
+        store, key = self._company.store, f"beat/{neighbour}"
         seen, seen_at, count = b"", time.monotonic(), 0
-        while not self._stopped.wait(self._beat):
-            count += 1
-            try:
-                self._store.set(f"beat/{self._rank}", str(count))
-                if self._store.check([FAILED]):
-                    return self._stop(self._store.get(FAILED).decode())
-                if self._store.check([neighbour]) and (value := self._store.get(neighbour)) != seen:
+        try:
+            while not self._stopped.wait(self._beat):
+                count += 1
+                store.set(f"beat/{self._rank}", str(count))
+                if (failure := self._company.failure()) is not None:
+                    return self._stop(failure)
+                if store.check([key]) and (value := store.get(key)) != seen:
                     seen, seen_at = value, time.monotonic()
-            except RuntimeError as error:
-                return self._stop(f"the store of rank 0 is gone ({str(error).splitlines()[0]})")
-            limit = self._patience if seen else self._start
-            if time.monotonic() - seen_at > limit:
-                message = f"rank {neighbour.removeprefix('beat/')} has not been heard of for {limit:.0f} s"
-                self._store.set(FAILED, message)
-                return self._stop(message)
+                self._exchanged_at = time.monotonic()
+                limit = self._patience if seen else self._start
+                if time.monotonic() - seen_at > limit:
+                    message = f"has not been heard of for {limit:.0f} s"
+                    self._company.fail(f"rank {neighbour} {message}", status=_FAILED)
+                    return self._stop(Failure(neighbour, _FAILED, message))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            self._stop(Failure(0, _FAILED, f"its store is gone ({reason})"))
 
-    def _stop(self, message: str) -> None:
+    def _guard(self) -> None:
+        while not self._stopped.wait(self._beat):
+            if self.lost is None and time.monotonic() - self._exchanged_at > self._patience + 2 * self._beat:
+                sys.stderr.write(f"rank {self._rank} stops: rank 0's store does not answer\n")
+                sys.stderr.flush()
+                os._exit(_FAILED)
+
+    def _stop(self, failure: Failure) -> None:
         """Interrupts the main thread so that it can clean up; ends the process if that one is stuck."""
         if self._stopped.is_set():
             return
-        self.lost = message
-        sys.stderr.write(f"rank {self._rank} stops: {message}\n")
+        self.lost = failure
+        sys.stderr.write(f"rank {self._rank} stops: {failure}\n")
         sys.stderr.flush()
         os.kill(os.getpid(), signal.SIGINT)
         if not self._stopped.wait(10.0):
-            os._exit(1)
+            os._exit(failure.status)

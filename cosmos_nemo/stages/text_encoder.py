@@ -109,7 +109,8 @@ class TextEncoder(Stage):
         found = self.cache.read(key, shape=(self.text_length, self.text_dim), dtype=self.dtype)
         if found is None:
             found = self._encode(prompt)
-            self.cache.write(key, found)
+            if torch.isfinite(found.text_LD).all():  # a broken embedding must be reported every time
+                self.cache.write(key, found)
         return found
 
     @torch.no_grad()

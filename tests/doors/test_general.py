@@ -236,6 +236,9 @@ def test_ranks_of_torchrun_and_of_srun_make_the_frames_of_one(
         (["--backend", "te"], "--backend te"),
         (["--cfg_parallel", "on"], "--cfg_parallel on"),
         (["--prompt", ""], "--prompt is empty"),
+        (["--prompt", "A red \udcff ball"], "--prompt"),
+        (["--sampler", "RES-2mid", "--num_steps", "1"], "--num_steps 1 --sampler RES-2mid"),
+        (["--t5_cache_dir", "a", "--text_encoder_dir", "b"], "--t5_cache_dir"),
         (["--enable_prompt_upsampler"], "--enable_prompt_upsampler"),
     ],
 )
@@ -347,7 +350,40 @@ def test_files_that_one_node_lacks_end_the_other_ranks_too(nano: Path, tmp_path:
     rank_0, rank_1 = launcher.wait_for([here, there], timeout=90)
     assert time.monotonic() - started < 60
     assert rank_1.status == 2 and "nowhere" in rank_1.err
-    assert rank_0.status == 1 and "rank 1: " in rank_0.err and "nowhere" in rank_0.err
+    assert rank_0.status == 2 and "rank 1: " in rank_0.err and "nowhere" in rank_0.err
+
+
+def test_idle_ranks_end_with_rank_zeros_status_at_once(nano: Path, tmp_path: Path) -> None:
+    flags = _nano_flags(nano, tmp_path / "a.mp4", "--num_devices", "2", "--nemo_checkpoint", "nowhere")
+    started = time.monotonic()
+    ended = launcher.wait_for(launcher.start_ranks(3, GENERAL, *flags))
+    assert [one.status for one in ended] == [2, 2, 2]
+    assert time.monotonic() - started < 60
+    assert sum("LocateError: --nemo_checkpoint nowhere" in one.err for one in ended[:2]) >= 1
+
+
+def test_a_card_json_that_is_wrong_exits_2(run_here: Run, nano: Path, tmp_path: Path) -> None:
+    shutil.copytree(nano, tmp_path / "assets")
+    (tmp_path / "assets" / NANO / "nemo" / "card.json").write_text('{"network": {"num_layers": "4"}}')
+    ended = run_here(*_nano_flags(tmp_path / "assets", tmp_path / "a.mp4"))
+    assert ended.returncode == 2
+    assert "card.json: network.num_layers cannot be '4'" in ended.stderr
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry_run"]], ids=["run", "dry run"])
+def test_what_cannot_be_written_is_refused_before_anything_else(
+    run_here: Run, nano: Path, tmp_path: Path, dry: list[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    ended = run_here(*_nano_flags(nano, tmp_path / "file" / "a.mp4"), *dry)
+    assert ended.returncode == 2
+    assert "--video_save_path" in ended.stderr and "cannot be written" in ended.stderr
+
+
+def test_a_dry_run_takes_the_ranks_that_the_sizes_ask_for(run_here: Run) -> None:
+    ended = run_here("--prompt", "x", "--dry_run", "--cp_size", "4", "--cfg_parallel", "on")
+    assert ended.returncode == 0, ended.stderr
+    assert "8 rank(s): guidance branches 2 x context parallel 4 x tensor parallel 1" in ended.stdout
 
 
 def test_offline_without_files_exits_2_and_names_the_download(run_here: Run) -> None:
@@ -391,4 +427,4 @@ def test_ctrl_c_ends_with_130_and_leaves_no_video(nano: Path, tmp_path: Path) ->
     assert ended.status == 130, ended.err
     assert "interrupted" in ended.err
     assert "Traceback" not in ended.err
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()

@@ -35,3 +35,28 @@ def test_an_unknown_field_of_card_json_is_refused(fields: dict[str, object]) -> 
 def test_released_heads_are_128_wide_and_patches_hold_68_values(card: object, width: int) -> None:
     network = card.network  # type: ignore[attr-defined]
     assert (network.hidden_size, network.head_dim, network.patch_dim) == (width, 128, 68)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"network": 5},
+        {"network": {"num_layers": "4"}},
+        {"network": {"num_heads": 0}},
+        {"network": {"patch_size": -2}},
+        {"network": {"num_layers": 2.5}},
+        {"network": {"num_layers": True}},
+        {"network": {"takes_given_mask": 1}},
+        {"network": {"rope_ratios_THW": 2.0}},
+        {"network": {"rope_ratios_THW": ["a"]}},
+        {"task": "text2wrld"},
+        {"sampler": 3},
+    ],
+)
+def test_a_value_of_another_kind_is_refused_with_its_place(fields: dict[str, object]) -> None:
+    with pytest.raises(CatalogError, match=r"card\.json: .* cannot be"):
+        with_overrides(SEVEN, fields)
+
+
+def test_a_whole_number_may_stand_for_a_fraction() -> None:
+    assert with_overrides(SEVEN, {"guidance": 5}).guidance == 5.0

@@ -1,7 +1,7 @@
 import pytest
 
-from cosmos_nemo.plan import Plan, make_plan
-from cosmos_nemo.request import RequestError
+from cosmos_nemo.plan import Plan, make_plan, num_ranks_taking_part
+from cosmos_nemo.request import RequestError, Setup
 
 
 def _plan(num_devices: int, **changes: object) -> Plan:
@@ -72,3 +72,22 @@ def test_cfg_parallel_on_needs_an_even_number_of_ranks() -> None:
 
 def test_the_number_of_ranks_is_the_product() -> None:
     assert Plan(cfg=2, cp=3, tp=4).num_ranks == 24
+
+
+@pytest.mark.parametrize(("num_devices", "num_ranks"), [(None, 8), (1, 1), (8, 8)])
+def test_all_started_ranks_take_part_unless_num_devices_says_less(
+    num_devices: int | None, num_ranks: int
+) -> None:
+    assert num_ranks_taking_part(Setup(model="x", num_devices=num_devices), 8) == num_ranks
+
+
+@pytest.mark.parametrize("num_devices", [0, -1, 9])
+def test_more_ranks_than_started_or_none_are_refused(num_devices: int) -> None:
+    with pytest.raises(RequestError, match=f"--num_devices {num_devices}"):
+        num_ranks_taking_part(Setup(model="x", num_devices=num_devices), 8)
+
+
+def test_a_dry_run_pretends_the_ranks_that_the_flags_ask_for() -> None:
+    setup = Setup(model="x", cp_size=4, tensor_parallel=2, cfg_parallel="on")
+    assert num_ranks_taking_part(setup, 1, pretend=True) == 16
+    assert num_ranks_taking_part(Setup(model="x", num_devices=64), 1, pretend=True) == 64

@@ -255,7 +255,8 @@ def test_without_downloads_missing_files_are_none_and_wrong_paths_still_errors(
         locate(files, download=False, given=Path("absent"), **places)
     cached = cached_repository(places["cache_dir"], files, ("nemo/metadata.json",)) / "nemo"
     fill(places["cache_dir"] / files.hub_name / "blobs", ("abc.incomplete",))
-    assert locate(files, download=False, **places) == cached
+    can_go_on = not is_offline and card is BIG
+    assert locate(files, download=False, **places) == (None if can_go_on else cached)
     assert downloads == []
 
 

@@ -13,6 +13,7 @@ TORCHRUN = {
 }
 SRUN = {
     "SLURM_JOB_ID": "4711",
+    "SLURM_STEP_ID": "2",
     "SLURM_PROCID": "3",
     "SLURM_STEP_NUM_TASKS": "4",
     "SLURM_LOCALID": "1",
@@ -31,7 +32,9 @@ def test_torchrun_counts() -> None:
 
 
 def test_srun_counts_its_own_tasks_and_meets_on_the_first_host() -> None:
-    assert ranks_from(SRUN) == Ranks(rank=3, num_ranks=4, local_rank=1, address="gpu07", port=24711)
+    assert ranks_from(SRUN) == Ranks(
+        rank=3, num_ranks=4, local_rank=1, address="gpu07", port=26043, attempt="4711.2"
+    )
 
 
 def test_torchrun_under_srun_is_torchrun() -> None:
@@ -59,3 +62,12 @@ def test_a_batch_script_is_one_process_although_slurm_promises_many_tasks() -> N
 )
 def test_first_host_of_a_node_list(nodelist: str, host: str) -> None:
     assert first_host(nodelist) == host
+
+
+def test_two_steps_of_one_job_do_not_meet() -> None:
+    one, other = (ranks_from({**SRUN, "SLURM_STEP_ID": step}) for step in "01")
+    assert one.port != other.port and one.attempt != other.attempt
+
+
+def test_a_step_of_one_task_is_a_process_alone() -> None:
+    assert ranks_from({**SRUN, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) == Ranks()

@@ -35,20 +35,42 @@ def test_npy_holds_the_exact_frames(tmp_path: Path) -> None:
     assert numpy.array_equal(numpy.load(tmp_path / "a.npy"), FRAMES.numpy())
 
 
-def test_an_interrupt_leaves_no_half_written_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_leaves_what_was_there_and_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(FRAMES, tmp_path / "a.mp4", fps=24, prompt="old", manifest={"seed": 1})
+
     def interrupted(frames: object, path: Path, fps: int) -> None:
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(media, "_write_mp4", interrupted)
     with pytest.raises(KeyboardInterrupt):
+        write_video(FRAMES, tmp_path / "a.mp4", fps=24, prompt="new", manifest={"seed": 2})
+    assert sorted(os.listdir(tmp_path)) == ["a.json", "a.mp4", "a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert json.loads((tmp_path / "a.json").read_text()) == {"seed": 1}
+
+
+def test_a_video_that_ffmpeg_could_not_finish_is_an_error_and_not_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = media._check_written
+
+    def cut_short(path: Path, *, num_frames: int) -> None:
+        path.write_bytes(path.read_bytes()[:-200])
+        checked(path, num_frames=num_frames)
+
+    monkeypatch.setattr(media, "_check_written", cut_short)
+    with pytest.raises(OSError, match="ffmpeg wrote 0 of 9 frames"):
         write_video(FRAMES, tmp_path / "a.mp4", fps=24, prompt="", manifest={})
-    assert sorted(os.listdir(tmp_path)) == ["a.json", "a.txt"]
+    assert os.listdir(tmp_path) == []
 
 
-def test_checking_makes_the_folder_and_leaves_nothing_in_it(tmp_path: Path) -> None:
-    check_writable(tmp_path / "deep" / "er" / "a.mp4")
-    assert os.listdir(tmp_path / "deep" / "er") == []
+def test_checking_makes_and_leaves_nothing_and_several_may_do_it_at_once(tmp_path: Path) -> None:
+    for _ in range(3):
+        check_writable(tmp_path / "deep" / "er" / "a.mp4")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+import threading
+import time
+
+import torch.distributed as dist
+
+from cosmos_nemo.parallel.company import Company, Failure
+from cosmos_nemo.parallel.environment import Ranks
+
+
+def _companies(num_ranks: int, **facts: bool) -> list[Company]:
+    store = dist.HashStore()
+    return [Company(Ranks(rank=rank, num_ranks=num_ranks, **facts), store) for rank in range(num_ranks)]
+
+
+def test_only_the_first_failure_counts_and_is_shown() -> None:
+    first, second = _companies(2)
+    assert first.failure() is None
+    assert second.fail("no file", status=2)
+    assert not first.fail("lost the other", status=1)
+    assert first.failure() == second.failure() == Failure(1, 2, "no file")
+
+
+def test_an_idle_rank_gets_rank_zeros_status() -> None:
+    busy, idle = _companies(2)
+    busy.store.set("status", "3")
+    assert idle.wait_for_status() == 3
+
+
+def test_an_idle_rank_gets_rank_zeros_status_even_after_a_failure() -> None:
+    busy, idle = _companies(2)
+    busy.fail("no", status=2)
+    threading.Timer(0.5, lambda: busy.store.set("status", "2")).start()
+    assert idle.wait_for_status() == 2
+
+
+def test_rank_zero_leaves_last() -> None:
+    first, second, third = _companies(3)
+    threading.Timer(0.3, second.leave, [0]).start()
+    threading.Timer(0.6, third.leave, [0]).start()
+    started = time.monotonic()
+    first.leave(0)
+    assert 0.5 < time.monotonic() - started < 5
+
+
+def test_rank_zero_waits_for_nobody_where_the_launcher_hosts_the_store() -> None:
+    first, _ = _companies(2, store_is_hosted=True)
+    started = time.monotonic()
+    first.leave(0)
+    assert time.monotonic() - started < 1
+
+
+def test_ranks_compare_their_devices() -> None:
+    first, second = _companies(2)
+    assert first.agree_on_device("cuda") is None
+    assert second.agree_on_device("cuda") is None
+    assert second.agree_on_device("cpu") == "cuda"
