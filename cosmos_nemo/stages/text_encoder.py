@@ -63,7 +63,10 @@ class TextEncoder(Stage):
         """Nothing yet: only a prompt that the cache lacks needs the weights."""
 
     def build(self) -> nn.Module:
-        """Filled on the device tensor by tensor, so that the host never holds the model."""
+        """Filled on the device tensor by tensor, so that the host never holds the model.
+
+        But for a pytorch_model.bin in torch's old format, before zip archives: it can only be read whole.
+        """
         from transformers import T5Config, T5EncoderModel
 
         with torch.device("meta"):

@@ -175,7 +175,6 @@ def test_the_documents_base_command_runs_verbatim_on_a_stand_in(tmp_path: Path) 
     assert (tmp_path / "Cosmos-1.0-Diffusion-7B-Text2World.mp4").stat().st_size > 0
 
 
-@pytest.mark.slow
 def test_the_documents_post_trained_command_starts_8_ranks_of_which_1_takes_part(
     nano: Path, tmp_path: Path
 ) -> None:
@@ -401,7 +400,7 @@ def test_a_dry_run_prints_the_plan_of_8_ranks_without_files_or_ranks(run_here: R
     assert "not here" in ended.stdout
 
 
-@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_rank_takes_the_others_down_within_a_minute(nano: Path, tmp_path: Path, killed: int) -> None:
     """Without torchrun, whose agent would do it: by the ranks' own watchdog."""
     flags = _nano_flags(nano, tmp_path / "a.mp4")
