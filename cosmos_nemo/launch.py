@@ -1,7 +1,8 @@
 """Runs an invocation on this rank: groups, stages, files, exit status.
 
 Here and in the doors alone the environment is read and something is printed.
-Exit status: 0 everything written, 2 a bad request, flag or checkpoint, 130 interrupted, 1 anything else.
+Exit status: 0 everything written, 2 a bad request, flag or checkpoint, 130 interrupted, 143 terminated while
+writing, 1 anything else.
 """
 
 import os
@@ -104,7 +105,7 @@ def _guarded(work: Callable[[], None], company: "Company", num_ranks: int) -> in
         if company.ranks.num_ranks == 1
         else Company(company.ranks, open_store(company.ranks, host=False))
     )
-    watchdog = Watchdog(connection, num_ranks=num_ranks)
+    watchdog = Watchdog(connection, num_ranks=min(num_ranks, company.ranks.num_ranks))
     try:
         with watchdog:
             work()
@@ -114,13 +115,22 @@ def _guarded(work: Callable[[], None], company: "Company", num_ranks: int) -> in
         if watchdog.lost is not None:
             return watchdog.lost.status
         status, shown = _INTERRUPTED, "interrupted; nothing half-written is left"
+    except SystemExit:
+        status, shown = _TERMINATED, "terminated; nothing half-written is left"
     except Exception as error:
         status, shown = _status_and_text(error, company.ranks)
-    if company.fail(shown.strip().splitlines()[-1], status=status):
+    if _is_first_failure(company, shown, status=status):
         _complain(shown)
     if num_ranks == 1:
         stop()
     return status
+
+
+def _is_first_failure(company: "Company", shown: str, *, status: int) -> bool:
+    try:
+        return company.fail(shown.strip().splitlines()[-1], status=status)
+    except RuntimeError:  # the store is gone with its host, which cannot have shown this
+        return True
 
 
 def _status_and_text(error: Exception, ranks: Ranks) -> tuple[int, str]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import pickle
 import shutil
 import signal
@@ -414,6 +415,25 @@ def test_a_killed_rank_takes_the_others_down_within_a_minute(nano: Path, tmp_pat
     assert survivor.status != 0
     assert survivor.err.strip() != ""
     assert not (tmp_path / "a.mp4").exists()
+
+
+def test_a_sigterm_while_writing_removes_what_is_half_written(
+    run_here: Run, nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cosmos_nemo.stages import media
+
+    def terminated(frames: object, path: Path, fps: int) -> None:
+        path.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(media, "_write_npy", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    ended = run_here(*_nano_flags(nano, tmp_path / "out" / "a.npy"))
+    assert ended.returncode == 143
+    assert "terminated" in ended.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_ctrl_c_ends_with_130_and_leaves_no_video(nano: Path, tmp_path: Path) -> None:
