@@ -1,0 +1,152 @@
+"""What tests put in the place of real things: groups without ranks, stages that write down what happens."""
+
+import threading
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from cosmos_nemo.catalog import DiTShape
+from cosmos_nemo.models.common.backend import torch_backend
+from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
+from cosmos_nemo.models.cosmos1_dit.spec import build_network
+from cosmos_nemo.parallel.groups import start_alone
+from cosmos_nemo.sampling.samplers import OnStep
+from cosmos_nemo.stages.base import Stage
+
+TINY = DiTShape(
+    num_layers=2,
+    hidden_size=64,
+    num_heads=4,
+    ffn_hidden_size=256,
+    adaln_lora_dim=16,
+    text_dim=32,
+    text_length=12,
+    max_latent_frames=16,
+    max_latent_height=32,
+    max_latent_width=32,
+)
+"""The network of golden/nemo_text_torch_dist."""
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class FakeGroup:
+    """A process group of which only this rank exists: for what merely asks where it stands."""
+
+    ranks: int
+    here: int
+
+    def size(self) -> int:
+        return self.ranks
+
+    def rank(self) -> int:
+        return self.here
+
+
+class Threads:
+    """all_gather_into_tensor among threads that hold FakeGroups of one size; any other use is an error."""
+
+    def __init__(self, ranks: int) -> None:
+        self.shares: list[Tensor | None] = [None] * ranks
+        self.barrier = threading.Barrier(ranks, timeout=20)
+
+    def all_gather_into_tensor(self, whole: Tensor, share: Tensor, group: FakeGroup) -> None:
+        self.shares[group.rank()] = share
+        self.barrier.wait()
+        whole.copy_(torch.cat([part for part in self.shares if part is not None]))
+        self.barrier.wait()
+
+
+def tiny_network(
+    shape: DiTShape = TINY, *, seed: int = 0, dtype: torch.dtype = torch.float32, scale: float = 1.0
+) -> Cosmos1DiT:
+    """A network on one rank with random weights, none of them zero or small enough to hide a fault."""
+    network = build_network(
+        shape, backend=torch_backend(), pg_collection=start_alone(CPU).collection, device=CPU, dtype=dtype
+    )
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        values = torch.randn(parameter.shape, generator=generator)
+        is_norm = parameter.ndim == 1
+        parameter.copy_(1 + values / 4 if is_norm else scale * values * parameter.shape[-1] ** -0.5)
+    return network
+
+
+class RecordedStage(Stage):
+    """A stage of one small module that writes `name.build`, `.enter`, `.call` and `.exit` into a journal.
+
+    It is parked as every stage is; entering fails while a stage of the same journal still holds weights.
+    """
+
+    def __init__(self, name: str, journal: list[str], *, offload: bool = True, fails: bool = False) -> None:
+        super().__init__(device=CPU, offload=offload)
+        self.name, self.journal, self.fails = name, journal, fails  # type: ignore[misc]
+
+    @property
+    def holds_weights(self) -> bool:
+        return self.module is not None and all(p.numel() > 0 for p in self.module.parameters())
+
+    def build(self) -> nn.Module:
+        self.journal.append(f"{self.name}.build")
+        return nn.Linear(2, 2)
+
+    def __enter__(self) -> Self:
+        self.journal.append(f"{self.name}.enter")
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self.journal.append(f"{self.name}.exit")
+
+    def called(self) -> None:
+        assert self.holds_weights, f"{self.name} is called, but not resident"
+        self.journal.append(f"{self.name}.call")
+        if self.fails:
+            raise RuntimeError(f"{self.name} fails")
+
+
+class RecordedTextEncoder(RecordedStage):
+    """Embeds a prompt as ones times its length, [1, 3, 4]."""
+
+    def __init__(self, journal: list[str], **options: Any) -> None:
+        super().__init__("text_encoder", journal, **options)
+        self.prompts: list[list[str]] = []
+
+    def __call__(self, prompts: list[str]) -> Tensor:
+        self.called()
+        self.prompts.append(prompts)
+        return torch.stack([torch.full((3, 4), float(len(prompt))) for prompt in prompts])
+
+
+class RecordedDenoise(RecordedStage):
+    """Makes the latent [1, 16, 2, 1, 1] of ones, after two steps."""
+
+    def __init__(self, journal: list[str], **options: Any) -> None:
+        super().__init__("denoise", journal, **options)
+        self.given: list[tuple[Any, Tensor, Tensor]] = []
+
+    def __call__(
+        self, request: Any, prompt_BLD: Tensor, negative_BLD: Tensor, *, on_step: OnStep | None = None
+    ) -> Tensor:
+        self.called()
+        self.given.append((request, prompt_BLD, negative_BLD))
+        for step in (1, 2):
+            if on_step is not None:
+                on_step(step, 2)
+        return torch.ones(1, 16, 2, 1, 1)
+
+
+class RecordedTokenizer(RecordedStage):
+    """Decodes to nine frames of 8 x 8 pixels, all 7."""
+
+    def __init__(self, journal: list[str], **options: Any) -> None:
+        super().__init__("tokenizer", journal, **options)
+        self.latents: list[Tensor] = []
+
+    def decode(self, latent_BCTHW: Tensor) -> Tensor:
+        self.called()
+        self.latents.append(latent_BCTHW)
+        return torch.full((9, 8, 8, 3), 7, dtype=torch.uint8)
