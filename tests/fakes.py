@@ -60,9 +60,7 @@ class Threads:
         self.barrier.wait()
 
 
-def tiny_network(
-    shape: DiTShape = TINY, *, seed: int = 0, dtype: torch.dtype = torch.float32, scale: float = 1.0
-) -> Cosmos1DiT:
+def tiny_network(shape: DiTShape = TINY, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Cosmos1DiT:
     """A network on one rank with random weights, none of them zero or small enough to hide a fault."""
     network = build_network(
         shape, backend=torch_backend(), pg_collection=start_alone(CPU).collection, device=CPU, dtype=dtype
@@ -71,14 +69,14 @@ def tiny_network(
     for parameter in network.parameters():
         values = torch.randn(parameter.shape, generator=generator)
         is_norm = parameter.ndim == 1
-        parameter.copy_(1 + values / 4 if is_norm else scale * values * parameter.shape[-1] ** -0.5)
+        parameter.copy_(1 + values / 4 if is_norm else values * parameter.shape[-1] ** -0.5)
     return network
 
 
 class RecordedStage(Stage):
-    """A stage of one small module that writes `name.build`, `.enter`, `.call` and `.exit` into a journal.
+    """A stage of one small module that writes `name.enter`, `.build`, `.call` and `.exit` into a journal.
 
-    It is parked as every stage is; entering fails while a stage of the same journal still holds weights.
+    It is parked as every stage is, and can only be called while it is resident.
     """
 
     def __init__(self, name: str, journal: list[str], *, offload: bool = True, fails: bool = False) -> None:

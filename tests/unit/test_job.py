@@ -1,128 +1,478 @@
 import json
+import logging
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from cosmos_nemo import job
-from cosmos_nemo.catalog import find_card
+from cosmos_nemo import job as job_module
+from cosmos_nemo.catalog import CARDS, CatalogError
+from cosmos_nemo.checkpoint.fingerprint import fingerprint
+from cosmos_nemo.checkpoint.locate import LocateError
+from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError
 from cosmos_nemo.cli import Invocation
-from cosmos_nemo.job import PERSON_ERRORS, Job, describe, prepare
+from cosmos_nemo.job import (
+    PERSON_ERRORS,
+    Job,
+    denoise_stage,
+    describe,
+    prepare,
+    text_encoder_stage,
+    tokenizer_stage,
+)
+from cosmos_nemo.models.common.backend import BackendError
 from cosmos_nemo.parallel.environment import Ranks
+from cosmos_nemo.parallel.groups import start_alone
 from cosmos_nemo.plan import Plan
 from cosmos_nemo.request import RequestError, Setup, Text2WorldRequest
+from tests.fakes import CPU
 
-NANO = "Cosmos-Nano-Text2World"
-REQUEST = Text2WorldRequest(prompt="x", height=32, width=48, num_frames=9)
+NANO = CARDS["Cosmos-Nano-Text2World"]
+REQUEST = Text2WorldRequest(prompt="a cat", height=32, width=48, num_frames=9, num_steps=2)
 
 
 @pytest.fixture(scope="module")
-def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from cosmos_nemo.tools.standin import write_standin
 
-    folder = tmp_path_factory.mktemp("nano") / "assets"
-    write_standin(find_card(NANO), folder, seed=0, layout="folder")
+    folder = tmp_path_factory.mktemp("job") / "assets"
+    write_standin(NANO, folder, seed=0, layout="folder")
     return folder
 
 
-def _prepare(
-    assets: Path | None, tmp_path: Path, *, dry_run: bool = False, ranks: Ranks | None = None
+@pytest.fixture
+def assets(written: Path, tmp_path: Path) -> Path:
+    """Each test's own, of hard links: a file that changes must be removed first."""
+    return Path(shutil.copytree(written, tmp_path / "assets", copy_function=os.link))
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def job_of(
+    assets: Path | None,
+    *,
+    ranks: Ranks | None = None,
+    environ: dict[str, str] | None = None,
+    dry_run: bool = False,
+    request: Text2WorldRequest | None = None,
+    **setup: Any,
 ) -> Job:
-    setup = Setup(model=NANO, assets_dir=assets)
-    request = replace(REQUEST, video_path=tmp_path / "a.mp4")
-    invocation = Invocation(setup=setup, request=request, dry_run=dry_run)
-    return prepare(invocation, ranks=ranks or Ranks(), environ={})
+    request = request or REQUEST
+    if assets is not None:
+        request = replace(request, video_path=assets.parent / "out" / "cat.npy")
+    invocation = Invocation(
+        setup=Setup(model=setup.pop("model", NANO.name), assets_dir=assets, **setup),
+        request=request,
+        dry_run=dry_run,
+    )
+    return prepare(invocation, ranks=ranks or Ranks(), environ=environ or {})
 
 
-def test_a_stand_in_is_prepared_without_reading_weights(
-    nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def weights_of(assets: Path) -> Path:
+    return assets / NANO.name / "nemo"
+
+
+def tokenizer_of(assets: Path) -> Path:
+    return assets / "Cosmos-Nano-Tokenizer-CV8x8x8"
+
+
+def say(folder: Path, fields: dict[str, Any]) -> None:
+    (folder / "card.json").write_text(json.dumps(fields))
+
+
+def test_without_card_files_the_card_is_the_named_one(assets: Path) -> None:
+    job = job_of(assets)
+    assert job.card == NANO
+    assert (job.plan, job.device, job.backend.name) == (Plan(), CPU, "torch")
+    assert job.request.prompt == "a cat"
+    assert job.files.complete
+    assert (job.files.weights, job.files.tokenizer) == (weights_of(assets), tokenizer_of(assets))
+
+
+def test_the_card_files_of_weights_and_tokenizer_are_merged(assets: Path) -> None:
+    say(weights_of(assets), {"video": {"max_frames": 17}, "network": {"base_fps": 30.0}})
+    say(tokenizer_of(assets), {"tokenizer": {"statistics_frames": 16}, "video": {"fps": 12}})
+    card = job_of(assets).card
+    assert (card.video.max_frames, card.video.fps, card.network.base_fps) == (17, 12, 30.0)
+    assert card.video.min_frames == NANO.video.min_frames
+    assert card.name == NANO.name
+
+
+def test_a_request_must_fit_the_card_with_its_card_file(assets: Path) -> None:
+    fits = replace(REQUEST, num_frames=33)
+    assert job_of(assets, request=fits).request.num_frames == 33
+    say(weights_of(assets), {"video": {"max_frames": 17}})
+    with pytest.raises(RequestError, match=r"--num_video_frames 33 .* from 9 to 17"):
+        job_of(assets, request=fits)
+    (weights_of(assets) / "card.json").unlink()
+    say(tokenizer_of(assets), {"video": {"max_frames": 25}})
+    with pytest.raises(RequestError, match="from 9 to 25"):
+        job_of(assets, request=fits)
+
+
+def test_a_card_file_may_widen_what_the_named_card_refuses(assets: Path) -> None:
+    request = replace(REQUEST, num_frames=249)
+    with pytest.raises(RequestError):
+        job_of(assets, request=request)
+    say(weights_of(assets), {"video": {"max_frames": 249}})
+    assert job_of(assets, request=request).card.video.max_frames == 249
+
+
+@pytest.mark.parametrize("place", [weights_of, tokenizer_of])
+def test_a_card_file_with_an_unknown_field_is_refused(assets: Path, place: Any) -> None:
+    say(place(assets), {"network": {"layers": 4}})
+    with pytest.raises(CatalogError, match=r"network\.layers"):
+        job_of(assets)
+
+
+def test_a_card_file_with_sizes_that_the_tensors_do_not_have_is_refused(assets: Path) -> None:
+    say(weights_of(assets), {"network": {"num_layers": 3}})
+    with pytest.raises(CheckpointError):
+        job_of(assets)
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [("network", "num_layers"), ("tokenizer", "channels"), ("text encoder", "d_model")],
+)
+def test_a_file_of_another_model_is_refused_in_a_dry_run_too(assets: Path, part: str, says: str) -> None:
+    if part == "text encoder":
+        config = assets / "Cosmos-Nano-T5" / "config.json"
+        text = json.loads(config.read_text()) | {"d_model": 32}
+        config.unlink()
+        config.write_text(json.dumps(text))
+    else:
+        say(weights_of(assets), {part: {says: 8}})
+    for dry_run in (False, True):
+        with pytest.raises(CheckpointError):
+            job_of(assets, dry_run=dry_run)
+
+
+def test_an_unknown_model_and_an_unknown_back_end_are_errors_for_people() -> None:
+    for setup in ({"model": "Cosmos-9B"}, {"backend": "jax"}, {"backend": "te"}, {"num_devices": 0}):
+        with pytest.raises(PERSON_ERRORS):
+            job_of(None, dry_run=True, **setup)
+    assert set(PERSON_ERRORS) == {RequestError, CatalogError, CheckpointError, LocateError, BackendError}
+    assert all(issubclass(error, ValueError) for error in PERSON_ERRORS)
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+    """(flag, download) of every look for files; only a download finds any."""
+    seen: list[tuple[str, bool]] = []
+
+    def locate(files: Any, *, download: bool, **_: Any) -> Path | None:
+        seen.append((files.flag, download))
+        if download:
+            raise LocateError("downloaded")
+        return None
+
+    monkeypatch.setattr(job_module, "locate", locate)
+    return seen
+
+
+FLAGS = ["--nemo_checkpoint", "--tokenizer_dir", "--text_encoder_dir"]
+
+
+def test_a_run_without_files_downloads_after_all_else_is_checked(
+    looked: list[tuple[str, bool]], tmp_path: Path
 ) -> None:
-    from cosmos_nemo.checkpoint.reader import Checkpoint
+    with pytest.raises(LocateError, match="downloaded"):
+        job_of(None, request=replace(REQUEST, video_path=tmp_path / "cat.npy"))
+    assert looked == [(flag, False) for flag in FLAGS] + [(FLAGS[0], True)]
+
+
+@pytest.mark.parametrize(
+    ("request_", "setup"),
+    [
+        (replace(REQUEST, height=33), {}),
+        (replace(REQUEST, sampler="RES-2mid", num_steps=1), {}),
+        (REQUEST, {"cp_size": 3}),
+        (REQUEST, {"num_devices": 2}),
+        (REQUEST, {"backend": "te"}),
+        (replace(REQUEST, video_path=Path(__file__) / "cat.npy"), {}),
+    ],
+    ids=["size", "steps", "plan", "ranks", "back end", "output"],
+)
+def test_nothing_is_downloaded_for_a_request_that_cannot_be_served(
+    looked: list[tuple[str, bool]], tmp_path: Path, request_: Text2WorldRequest, setup: dict[str, Any]
+) -> None:
+    if request_.video_path == REQUEST.video_path:
+        request_ = replace(request_, video_path=tmp_path / "cat.npy")
+    with pytest.raises((RequestError, BackendError)):
+        job_of(None, request=request_, **setup)
+    assert not any(download for _, download in looked)
+
+
+def test_a_dry_run_downloads_nothing_and_writes_nothing(
+    looked: list[tuple[str, bool]], tmp_path: Path
+) -> None:
+    job = job_of(None, dry_run=True, request=replace(REQUEST, video_path=tmp_path / "out" / "cat.npy"))
+    assert looked == [(flag, False) for flag in FLAGS]
+    assert (job.files.weights, job.files.complete) == (None, False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_whose_files_are_here_looks_once_and_reads_no_weight(
+    assets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    real = job_module.locate
+
+    def locate(files: Any, *, download: bool, **options: Any) -> Path | None:
+        seen.append(download)
+        return real(files, download=download, **options)
 
     def read(*_: object) -> torch.Tensor:
         raise AssertionError("a weight was read")
 
+    monkeypatch.setattr(job_module, "locate", locate)
     monkeypatch.setattr(Checkpoint, "read", read)
-    found = _prepare(nano, tmp_path)
-    assert found.plan == Plan() and found.device == torch.device("cpu") and found.dtype == torch.float32
-    assert found.backend.name == "torch" and found.files.complete
+    assert job_of(assets).files.complete
+    assert seen == [False] * 3
 
 
-def test_card_json_of_weights_and_tokenizer_are_merged(nano: Path, tmp_path: Path) -> None:
-    assets = tmp_path / "assets"
-    shutil.copytree(nano, assets)
-    (assets / NANO / "nemo" / "card.json").write_text(json.dumps({"video": {"max_frames": 9}}))
-    tokenizer = assets / "Cosmos-Nano-Tokenizer-CV8x8x8"
-    (tokenizer / "card.json").write_text(json.dumps({"tokenizer": {"statistics_frames": 16}, "guidance": 3}))
-    found = _prepare(assets, tmp_path)
-    assert found.card.video.max_frames == 9 and found.card.guidance == 3.0
-    assert found.card.network == find_card(NANO).network
+def test_only_rank_0_which_writes_the_video_must_be_able_to(assets: Path) -> None:
+    # The output's folder is a file.
+    (assets.parent / "out").write_text("")
+    with pytest.raises(RequestError, match="--video_save_path"):
+        job_of(assets, ranks=Ranks(num_ranks=2))
+    assert job_of(assets, ranks=Ranks(rank=1, num_ranks=2)).plan == Plan(cfg=2)
 
 
-def test_the_request_is_held_to_the_card_json(nano: Path, tmp_path: Path) -> None:
-    assets = tmp_path / "assets"
-    shutil.copytree(nano, assets)
-    (assets / NANO / "nemo" / "card.json").write_text(json.dumps({"video": {"min_frames": 17}}))
-    with pytest.raises(RequestError, match=r"--num_video_frames 9 .* from 17 to 121"):
-        _prepare(assets, tmp_path)
+def test_files_downloaded_late_bring_their_card_file(
+    assets: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = job_module.locate
+    say(weights_of(assets), {"video": {"max_frames": 17}})
+
+    def late(files: Any, *, download: bool, **options: Any) -> Path | None:
+        return real(files, **options | {"assets_dir": assets}, download=False) if download else None
+
+    monkeypatch.setattr(job_module, "locate", late)
+    output = tmp_path / "cat.npy"
+    assert job_of(None, request=replace(REQUEST, video_path=output)).card.video.max_frames == 17
+    with pytest.raises(RequestError, match="from 9 to 17"):
+        job_of(None, request=replace(REQUEST, video_path=output, num_frames=33))
 
 
-def test_fingerprints_are_taken_on_rank_0_alone(nano: Path, tmp_path: Path) -> None:
-    assert set(_prepare(nano, tmp_path).identities) == {"weights", "tokenizer", "text_encoder"}
-    assert _prepare(nano, tmp_path, ranks=Ranks(rank=1, num_ranks=2, address="a")).identities == {}
+def test_paths_that_are_given_are_taken(assets: Path, tmp_path: Path) -> None:
+    given = {
+        "nemo_checkpoint": tmp_path / "w",
+        "tokenizer_dir": tmp_path / "k",
+        "text_encoder_dir": tmp_path / "t",
+    }
+    weights_of(assets).rename(given["nemo_checkpoint"])
+    tokenizer_of(assets).rename(given["tokenizer_dir"])
+    (assets / "Cosmos-Nano-T5").rename(given["text_encoder_dir"])
+    files = job_of(assets, **given).files
+    assert (files.weights, files.tokenizer, files.text_encoder) == tuple(given.values())
 
 
-def test_a_dry_run_without_files_says_so_and_downloads_nothing(tmp_path: Path) -> None:
-    found = _prepare(None, tmp_path, dry_run=True)
-    assert not found.files.complete and found.identities == {}
-    assert describe(found).count("not here") == 3
-    assert list(tmp_path.iterdir()) == []
+def test_the_cache_folder_of_the_text_encoder_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+    monkeypatch.setattr(
+        job_module, "locate", lambda files, **options: seen.update({files.flag: options.get("cache_dir")})
+    )
+    job_of(None, dry_run=True, t5_cache_dir=Path("t5"))
+    assert seen == {"--nemo_checkpoint": None, "--tokenizer_dir": None, "--text_encoder_dir": Path("t5")}
 
 
-def test_a_dry_run_describes_the_calls_that_will_be_made(nano: Path, tmp_path: Path) -> None:
-    text = describe(_prepare(nano, tmp_path, dry_run=True))
-    assert "9 frames of 48 x 32 at 24 fps" in text
-    assert "latent 2 x 4 x 6, 12 tokens; RES, 35 steps, guidance 7: 72 network calls" in text
+def test_all_started_ranks_take_part_unless_fewer_are_asked_for(assets: Path) -> None:
+    four = Ranks(num_ranks=4)
+    assert job_of(assets, ranks=four).plan == Plan(cfg=2, cp=2)
+    assert job_of(assets, ranks=four, num_devices=2, cp_size=2).plan == Plan(cp=2)
+    assert job_of(assets, ranks=four, tensor_parallel=2, cfg_parallel="off").plan == Plan(cp=2, tp=2)
+    alone = replace(REQUEST, guidance=0.0)
+    assert job_of(assets, ranks=four, request=alone).plan == Plan(cp=4)
+
+
+def test_a_number_of_steps_that_the_sampler_cannot_take_is_refused_by_flag(assets: Path) -> None:
+    with pytest.raises(RequestError, match=r"--num_steps 1 --sampler RES-2mid: .*Ask for 2 or more"):
+        job_of(assets, request=replace(REQUEST, sampler="RES-2mid", num_steps=1))
+
+
+def test_more_ranks_than_were_started_are_refused_with_the_way_to_start_them(assets: Path) -> None:
+    with pytest.raises(RequestError) as refused:
+        job_of(assets, ranks=Ranks(num_ranks=2), num_devices=4)
+    said = str(refused.value)
+    assert "--num_devices 4 is more than the 2 rank(s) started" in said
+    assert "torchrun --nproc_per_node=4" in said and "--num_devices 2" in said
+
+
+def test_a_dry_run_plans_for_ranks_that_are_not_there() -> None:
+    assert job_of(None, dry_run=True, num_devices=8, cp_size=8).plan == Plan(cp=8)
+    with pytest.raises(RequestError, match="--cp_size 3"):
+        job_of(None, dry_run=True, num_devices=8, cp_size=3)
+
+
+def test_heads_that_do_not_divide_are_those_of_the_card_file(assets: Path) -> None:
+    with pytest.raises(RequestError, match="--tensor_parallel 3 does not divide the 8 heads"):
+        job_of(assets, dry_run=True, num_devices=3, tensor_parallel=3)
+
+
+@pytest.mark.parametrize(
+    ("visible", "local_rank", "hosted", "index"),
+    [(1, 0, True, 0), (1, 3, False, 0), (4, 3, True, 3), (4, 3, False, 3), (2, 0, True, 0)],
+)
+def test_a_rank_takes_its_own_gpu_or_the_only_one_that_slurm_shows_it(
+    assets: Path, monkeypatch: pytest.MonkeyPatch, visible: int, local_rank: int, hosted: bool, index: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    ranks = Ranks(rank=5, num_ranks=8, local_rank=local_rank, store_is_hosted=hosted)
+    job = job_of(assets, ranks=ranks, backend="torch")
+    assert job.device == torch.device("cuda", index)
+    assert (job.dtype, job.text_encoder_dtype) == (torch.bfloat16, torch.bfloat16)
+
+
+@pytest.mark.parametrize(("visible", "hosted"), [(2, True), (2, False), (1, True)])
+def test_more_ranks_on_a_host_than_gpus_are_refused(
+    assets: Path, monkeypatch: pytest.MonkeyPatch, visible: int, hosted: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    with pytest.raises(RequestError, match=rf"which shows {visible} GPU.* --nproc_per_node={visible}\)"):
+        job_of(
+            assets,
+            ranks=Ranks(rank=2, num_ranks=4, local_rank=2, store_is_hosted=hosted),
+            backend="torch",
+        )
+
+
+def test_on_the_cpu_everything_is_float32_but_a_text_encoder_that_is_asked_for(assets: Path) -> None:
+    job = job_of(assets)
+    assert (job.dtype, job.text_encoder_dtype) == (torch.float32, torch.float32)
+    asked = job_of(assets, text_encoder_dtype="bfloat16")
+    assert (asked.dtype, asked.text_encoder_dtype) == (torch.float32, torch.bfloat16)
+
+
+def test_the_back_end_is_chosen_by_flag_and_environment(
+    assets: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    job_of(assets, environ={"NVTE_FUSED_ATTN": "0"})
+    assert "NVTE_FUSED_ATTN=0" in caplog.text
+    job_of(assets, backend="torch")
+    assert "asked for" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("environ", "folder"),
     [
-        ({"COSMOS_NEMO_CACHE": "/c"}, Path("/c/text")),
-        ({"COSMOS_NEMO_CACHE": ""}, None),
-        ({"COSMOS_NEMO_CACHE": "", "HOME": "/h"}, None),
-        ({"XDG_CACHE_HOME": "/x", "HOME": "/h"}, Path("/x/cosmos_nemo/text")),
-        ({"HOME": "/h"}, Path("/h/.cache/cosmos_nemo/text")),
+        ({"COSMOS_NEMO_CACHE": "/c", "XDG_CACHE_HOME": "/x", "HOME": "/h"}, "/c/text"),
+        ({"COSMOS_NEMO_CACHE": "", "XDG_CACHE_HOME": "/x", "HOME": "/h"}, None),
+        ({"XDG_CACHE_HOME": "/x", "HOME": "/h"}, "/x/cosmos_nemo/text"),
+        ({"XDG_CACHE_HOME": "", "HOME": "/h"}, "/h/.cache/cosmos_nemo/text"),
+        ({"HOME": "/h"}, "/h/.cache/cosmos_nemo/text"),
         ({}, None),
     ],
 )
-def test_where_embeddings_are_kept(environ: dict[str, str], folder: Path | None) -> None:
-    assert job._text_cache_folder(environ) == folder
-
-
-@pytest.mark.parametrize(
-    ("ranks", "visible", "device"),
-    [
-        (Ranks(), 1, "cuda:0"),
-        (Ranks(local_rank=3, num_ranks=8), 8, "cuda:3"),
-        (Ranks(local_rank=3, num_ranks=8), 1, "cuda:0"),  # Slurm shows each task its own
-        (Ranks(local_rank=3, num_ranks=8, store_is_hosted=True), 1, None),
-        (Ranks(local_rank=3, num_ranks=8), 2, None),
-    ],
-)
-def test_each_rank_has_its_own_gpu_or_says_that_there_are_too_few(
-    ranks: Ranks, visible: int, device: str | None, monkeypatch: pytest.MonkeyPatch
+def test_the_text_cache_is_the_projects_then_the_users_folder_or_none(
+    environ: dict[str, str], folder: str | None
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
-    if device is not None:
-        assert job._device(ranks) == torch.device(device)
-        return
-    with pytest.raises(RequestError, match=f"which shows {visible} GPU"):
-        job._device(ranks)
+    job = job_of(None, dry_run=True, environ=environ)
+    assert job.text_cache == (Path(folder) if folder is not None else None)
 
 
-def test_all_errors_for_people_are_value_errors() -> None:
-    assert all(issubclass(error, ValueError) for error in PERSON_ERRORS)
+def test_the_facts_say_how_to_make_the_video_again(assets: Path) -> None:
+    job = job_of(assets, ranks=Ranks(num_ranks=4), text_encoder_dtype="bfloat16")
+    facts = json.loads(json.dumps(job.facts()))
+    assert facts["model"] == NANO.name
+    request = facts["request"]
+    assert (request["prompt"], request["seed"], request["num_frames"]) == ("a cat", 1, 9)
+    assert request["video_path"] == str(job.request.video_path)
+    again = Text2WorldRequest(**request | {"video_path": Path(request["video_path"])})
+    assert again == job.request
+    folders = {
+        "weights": weights_of(assets),
+        "tokenizer": tokenizer_of(assets),
+        "text_encoder": assets / "Cosmos-Nano-T5",
+    }
+    read = {**folders, "weights": weights_of(assets) / "weights"}
+    assert facts["files"] == {
+        name: {"path": str(path), "fingerprint": fingerprint(read[name])} for name, path in folders.items()
+    }
+    assert facts["plan"] == {"cfg": 2, "cp": 2, "tp": 1}
+    assert (facts["backend"], facts["device"]) == ("torch", "cpu")
+    assert (facts["dtype"], facts["text_encoder_dtype"]) == ("float32", "bfloat16")
+    assert facts["rope_dtype"] == "float32"
+    assert facts["guardrail"].startswith("none ran")
+
+
+def test_the_fingerprint_of_a_nemo_checkpoint_is_the_same_for_each_of_its_folders(assets: Path) -> None:
+    outer = job_of(assets).identities["weights"]["fingerprint"]
+    inner = job_of(assets, nemo_checkpoint=weights_of(assets) / "weights").identities["weights"]
+    assert inner == {"path": str(weights_of(assets) / "weights"), "fingerprint": outer}
+
+
+def test_only_rank_0_which_writes_them_down_takes_fingerprints(assets: Path) -> None:
+    assert set(job_of(assets).identities) == {"weights", "tokenizer", "text_encoder"}
+    assert job_of(assets, ranks=Ranks(rank=1, num_ranks=2)).identities == {}
+    assert job_of(None, dry_run=True).identities == {}
+
+
+def test_the_facts_name_the_gpu(assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = replace(job_of(assets), device=torch.device("cuda", 1))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    facts = job.facts()
+    assert (facts["device"], facts["dtype"]) == ("GPU 1", "bfloat16")
+
+
+def test_a_description_says_sizes_calls_plan_and_files(assets: Path) -> None:
+    text = describe(job_of(assets, dry_run=True, num_devices=2))
+    assert "9 frames of 48 x 32 at 24 fps, seed 1, to " in text
+    assert "latent 2 x 4 x 6, 12 tokens; RES, 2 steps, guidance 7: 6 network calls" in text
+    assert "2 rank(s): guidance branches 2 x context parallel 1 x tensor parallel 1; back end torch" in text
+    assert "in float32" in text
+    assert f"network: {weights_of(assets)}" in text
+    assert f"text encoder: {assets / 'Cosmos-Nano-T5'}" in text
+
+
+def test_a_description_says_what_is_not_here_and_counts_calls_of_one_branch() -> None:
+    request = replace(REQUEST, guidance=-1.0, sampler="EDM", num_steps=5)
+    text = describe(job_of(None, dry_run=True, request=request))
+    assert "5 steps, guidance -1: 5 network calls" in text
+    for part in ("network", "tokenizer", "text encoder"):
+        assert f"{part}: not here" in text
+
+
+@pytest.mark.parametrize("offloaded", ["text_encoder", "denoise", "tokenizer"])
+def test_each_stage_is_parked_exactly_when_asked(assets: Path, offloaded: str) -> None:
+    job, groups = job_of(assets, offload=frozenset([offloaded])), start_alone(CPU)
+    stages = (text_encoder_stage(job, groups), denoise_stage(job, groups), tokenizer_stage(job))
+    assert [stage.name for stage in stages] == ["text_encoder", "denoise", "tokenizer"]
+    assert [stage.name for stage in stages if stage.offload] == [offloaded]
+
+
+def test_stages_have_the_jobs_files_sizes_dtypes_and_groups(assets: Path) -> None:
+    job = job_of(assets, text_encoder_dtype="bfloat16", environ={"COSMOS_NEMO_CACHE": "/c"})
+    groups = start_alone(CPU)
+    text, denoise = text_encoder_stage(job, groups), denoise_stage(job, groups)
+    tokenizer = tokenizer_stage(job)
+    assert (text.folder, text.text_length, text.text_dim) == (assets / "Cosmos-Nano-T5", 128, 64)
+    assert (text.dtype, text.group) == (torch.bfloat16, groups.world)
+    assert text.cache is not None and text.cache.folder == Path("/c/text")
+    assert (denoise.checkpoint, denoise.dtype) == (weights_of(assets), torch.float32)
+    assert (denoise.card, denoise.groups, denoise.backend) == (job.card, groups, job.backend)
+    assert denoise.rope_dtype == torch.float32
+    assert (tokenizer.folder, tokenizer.dtype) == (tokenizer_of(assets), torch.float32)
+    assert (tokenizer.shape, tuple(tokenizer.parts)) == (job.card.tokenizer, ("decoder",))
+    assert {stage.device for stage in (text, denoise, tokenizer)} == {CPU}
+
+
+def test_rounded_rotary_angles_reach_the_network_and_the_facts(assets: Path) -> None:
+    job = job_of(assets, rope_dtype="bfloat16")
+    assert denoise_stage(job, start_alone(CPU)).rope_dtype == torch.bfloat16
+    assert job.facts()["rope_dtype"] == "bfloat16"
+
+
+def test_without_a_cache_folder_the_text_encoder_has_no_cache(assets: Path) -> None:
+    assert text_encoder_stage(job_of(assets), start_alone(CPU)).cache is None

@@ -1,124 +1,233 @@
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from cosmos_nemo.catalog import CARDS
+from cosmos_nemo.checkpoint.reader import CheckpointError
 from cosmos_nemo.models.common.backend import torch_backend
 from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
-from cosmos_nemo.parallel.groups import start_alone
+from cosmos_nemo.parallel.groups import Groups, start_alone
+from cosmos_nemo.plan import Plan
 from cosmos_nemo.request import Text2WorldRequest
 from cosmos_nemo.sampling.noise import draw_noise
-from cosmos_nemo.sampling.samplers import SAMPLERS
 from cosmos_nemo.stages.denoise import Denoise
-from tests.fakes import CPU, TINY
+from tests.fakes import CPU, TINY, FakeGroup, Threads, tiny_network
 
-CHECKPOINT = Path(__file__).parents[2] / "golden/nemo_text_torch_dist"
+NEMO = Path(__file__).parents[2] / "golden" / "nemo_text_torch_dist"
 CARD = replace(CARDS["Cosmos-Nano-Text2World"], network=TINY)
-REQUEST = Text2WorldRequest(prompt="x", height=32, width=48, num_frames=9, num_steps=2, guidance=2.0, seed=3)
-PROMPT, NEGATIVE = torch.randn(2, 1, 12, 32, generator=torch.Generator().manual_seed(0))
+REQUEST = Text2WorldRequest(prompt="x", height=64, width=48, num_frames=17, fps=12, num_steps=2, seed=3)
+LATENT = (1, 16, 3, 8, 6)
 
 
-def _stage(**changes: Any) -> Denoise:
+@pytest.fixture
+def texts() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    prompt, negative = torch.randn(2, 1, 12, 32, generator=generator)
+    return prompt, negative
+
+
+def stage(*, groups: Groups | None = None, **changes: Any) -> Denoise:
+    options = {"card": CARD, "checkpoint": NEMO, "offload": False} | changes
     return Denoise(
-        card=CARD,
-        checkpoint=CHECKPOINT,
-        groups=start_alone(CPU),
+        groups=groups or start_alone(CPU),
         backend=torch_backend(),
         device=CPU,
         dtype=torch.float32,
-        **changes,
+        **options,
     )
 
 
-def _latent(
-    request: Text2WorldRequest = REQUEST, prompt: Tensor = PROMPT, negative: Tensor = NEGATIVE
-) -> Tensor:
-    with _stage() as denoise:
-        return denoise(request, prompt, negative)
+def lively() -> Denoise:
+    """A stage whose network answers strongly to its text."""
+    made = stage()
+    made.module, made._resident = tiny_network(seed=5), True
+    return made
 
 
-class _Calls:
-    """Counts network calls."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.count = 0
-        forward = Cosmos1DiT.forward
-
-        def counted(network: Cosmos1DiT, *args: Any, **kwargs: Any) -> Tensor:
-            self.count += 1
-            return forward(network, *args, **kwargs)
-
-        monkeypatch.setattr(Cosmos1DiT, "forward", counted)
+def network_of(made: Denoise) -> Cosmos1DiT:
+    assert isinstance(made.module, Cosmos1DiT)
+    return made.module
 
 
-@pytest.mark.parametrize(("guidance", "calls"), [(2.0, 6), (0.0, 3), (-1.0, 3)])
-def test_one_branch_alone_is_computed_where_the_other_has_no_weight(
-    guidance: float, calls: int, monkeypatch: pytest.MonkeyPatch
+def branch(made: Denoise, text: Tensor, x: Tensor, sigma: float, *, fps: float = 12) -> Tensor:
+    """F of one branch at c_in x, by the network alone."""
+    network = network_of(made)
+    return network(
+        (x / (sigma**2 + 0.25) ** 0.5).float(),
+        modulation=network.modulate(torch.tensor([sigma]).log() / 4),
+        text=network.encode_text(text),
+        positions=network.positions(LATENT[2:], fps=fps),
+    ).double()
+
+
+def by_hand(made: Denoise, texts: tuple[Tensor, Tensor], guidance: float, **options: Any) -> Tensor:
+    """Two Euler steps in x0 and the clean-up call; spec/predict1-diffusion.md 4 and 4.1."""
+    sigmas = [(80 ** (1 / 7) + i / 2 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(3)]
+    x = 80 * draw_noise(LATENT, seed=3).double()
+    for now, then in zip(sigmas, [*sigmas[1:], None], strict=True):
+        cond, uncond = (branch(made, text, x, now, **options) for text in texts)
+        output = cond + guidance * (cond - uncond)
+        x0 = 0.25 / (now**2 + 0.25) * x + now * 0.5 / (now**2 + 0.25) ** 0.5 * output
+        if then is None:
+            return x0 / 0.5
+        x = x0 + then / now * (x - x0)
+    raise AssertionError
+
+
+@pytest.mark.parametrize(("guidance", "calls"), [(7.0, 6), (0.0, 3), (-1.0, 3), (0.5, 6)])
+def test_a_sample_is_the_guidance_formula_with_no_needless_call(
+    texts: tuple[Tensor, Tensor], guidance: float, calls: int
 ) -> None:
-    counted = _Calls(monkeypatch)
-    _latent(replace(REQUEST, guidance=guidance))  # RES: 2 steps and the clean-up call
-    assert counted.count == calls
+    made = lively()
+    counted: list[int] = []
+    handle = network_of(made).register_forward_hook(lambda *_: counted.append(1))
+    latent = made(replace(REQUEST, guidance=guidance, sampler="RES-1euler"), *texts)
+    handle.remove()
+    assert len(counted) == calls
+    wanted = by_hand(made, texts, guidance)
+    assert latent.dtype == torch.float32
+    assert latent.shape == LATENT
+    torch.testing.assert_close(latent.double(), wanted, rtol=0, atol=1e-4 * wanted.std().item())
+    other = by_hand(made, texts, guidance + 0.1)
+    assert (other - wanted).abs().max() > 1e-2 * wanted.std()
 
 
-def test_guidance_0_looks_at_the_prompt_alone_and_minus_1_at_the_negative_alone() -> None:
-    for guidance, prompt, negative in (
-        (0.0, PROMPT, torch.zeros_like(NEGATIVE)),
-        (-1.0, 0 * PROMPT, NEGATIVE),
-    ):
-        request = replace(REQUEST, guidance=guidance)
-        assert torch.equal(_latent(request), _latent(request, prompt, negative))
+@pytest.mark.parametrize(("guidance", "ignored"), [(0.0, 1), (-1.0, 0)])
+def test_the_branch_that_the_formula_cancels_has_no_influence_even_when_broken(
+    texts: tuple[Tensor, Tensor], guidance: float, ignored: int
+) -> None:
+    made, request = lively(), replace(REQUEST, guidance=guidance)
+    broken = [text.clone() for text in texts]
+    broken[ignored].fill_(float("nan"))
+    assert torch.equal(made(request, *broken), made(request, *texts))
+    broken[1 - ignored].fill_(float("nan"))
+    assert made(request, *broken).isnan().any()
 
 
-def test_guidance_is_cond_plus_g_times_the_difference() -> None:
-    """One Euler step from sigma 80 to 0 lands on x0, which is linear in the branches."""
-    one_step = replace(REQUEST, sampler="EDM", num_steps=1)
-    cond, uncond = (_latent(replace(one_step, guidance=g)) for g in (0.0, -1.0))
-    guided = _latent(replace(one_step, guidance=2.0))
-    assert (cond - uncond).abs().max() > 1e-3
-    torch.testing.assert_close(guided, cond + 2 * (cond - uncond), rtol=0, atol=1e-5 * float(cond.std()))
+@pytest.mark.parametrize(("sampler", "steps"), [("RES", 3), ("RES-1euler", 3), ("RES-2mid", 5), ("EDM", 2)])
+def test_progress_counts_the_calls_of_the_requests_sampler(
+    texts: tuple[Tensor, Tensor], sampler: str, steps: int
+) -> None:
+    made, seen, counted = lively(), [], []
+    network_of(made).register_forward_hook(lambda *_: counted.append(1))
+    request = replace(REQUEST, sampler=sampler, num_steps=2 if sampler != "RES-2mid" else 4, guidance=0.0)
+    made(request, *texts, on_step=lambda step, total: seen.append((step, total)))
+    assert seen == [(step, steps) for step in range(1, steps + 1)]
+    assert len(counted) == steps
 
 
-def test_the_latent_is_the_sample_over_sigma_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The network works on half the normalised latent; the tokenizer on the normalised one itself."""
-
-    class Ones:
-        def sample(self, denoise: object, noise: Tensor, **_: object) -> Tensor:
-            return torch.ones_like(noise)
-
-    monkeypatch.setitem(SAMPLERS, "RES", Ones())  # type: ignore[arg-type]
-    assert torch.equal(_latent(), torch.full((1, 16, 2, 4, 6), 2.0))
+def test_a_seed_makes_the_same_latent_and_another_seed_another(texts: tuple[Tensor, Tensor]) -> None:
+    made = lively()
+    torch.manual_seed(1)
+    first = made(REQUEST, *texts)
+    torch.manual_seed(2)
+    assert torch.equal(made(REQUEST, *texts), first)
+    assert (made(replace(REQUEST, seed=4), *texts) - first).abs().max() > 0.1
 
 
-def test_the_seed_decides_and_nothing_else_is_random() -> None:
-    first = _latent()
-    torch.manual_seed(99)
-    assert torch.equal(first, _latent())
-    assert not torch.equal(first, _latent(replace(REQUEST, seed=4)))
-    assert draw_noise((2, 3), seed=3).equal(draw_noise((2, 3), seed=3))
+@pytest.mark.parametrize("change", [{"fps": 24}, {"sampler": "EDM"}, {"num_steps": 3}])
+def test_every_choice_of_the_request_reaches_the_sample(
+    texts: tuple[Tensor, Tensor], change: dict[str, Any]
+) -> None:
+    made = lively()
+    assert (made(replace(REQUEST, **change), *texts) - made(REQUEST, *texts)).abs().max() > 1e-3
 
 
-def test_an_offloaded_network_makes_the_same_latent_when_it_comes_back() -> None:
-    stage = _stage(offload=True)
+def test_the_text_of_no_prompt_is_zeros_and_adds_nothing(texts: tuple[Tensor, Tensor]) -> None:
+    made, request = lively(), replace(REQUEST, guidance=-1.0)
+    latent = made(request, texts[0], torch.zeros(1, 12, 32))
+    for layer in network_of(made).decoder:
+        layer.cross_attention.linear_proj.weight.zero_()
+    assert torch.equal(made(request, *texts), latent)
+
+
+def test_rounded_rotary_angles_reach_the_network(texts: tuple[Tensor, Tensor]) -> None:
+    request = replace(REQUEST, fps=30)
     latents = []
+    for rope_dtype in (torch.float32, torch.bfloat16):
+        with stage(rope_dtype=rope_dtype) as denoise:
+            latents.append(denoise(request, *texts))
+            assert network_of(denoise).rope_dtype == rope_dtype
+    assert not torch.equal(*latents)
+
+
+def test_sigma_data_is_the_cards(texts: tuple[Tensor, Tensor]) -> None:
+    made = lively()
+    first = made(REQUEST, *texts)
+    made.card = replace(CARD, sigma_data=1.0)
+    assert (made(REQUEST, *texts) - first).abs().max() > 1e-2
+
+
+def test_an_offloaded_stage_is_parked_between_calls_that_give_the_same_latent(
+    texts: tuple[Tensor, Tensor],
+) -> None:
+    kept, parked = stage(), stage(offload=True)
+    with kept as denoise:
+        wanted = denoise(REQUEST, *texts)
     for _ in range(2):
-        with stage as denoise:
-            latents.append(denoise(REQUEST, PROMPT, NEGATIVE))
-    assert stage.module is not None and all(p.numel() == 0 for p in stage.module.parameters())
-    assert torch.equal(*latents)
+        with parked as denoise:
+            assert torch.equal(denoise(REQUEST, *texts), wanted)
+        assert {parameter.numel() for parameter in network_of(parked).parameters()} == {0}
+    assert all(parameter.numel() for parameter in network_of(kept).parameters())
 
 
-def test_every_denoiser_call_is_told() -> None:
-    steps: list[tuple[int, int]] = []
-    with _stage() as denoise:
-        denoise(REQUEST, PROMPT, NEGATIVE, on_step=lambda step, total: steps.append((step, total)))
-    assert steps == [(1, 3), (2, 3), (3, 3)]
+def test_the_network_is_filled_from_the_checkpoint_in_the_stages_dtype(texts: tuple[Tensor, Tensor]) -> None:
+    with stage() as full:
+        exact = {name: parameter.clone() for name, parameter in network_of(full).named_parameters()}
+    made = stage()
+    made.dtype = torch.bfloat16
+    with made as denoise:
+        for name, parameter in network_of(denoise).named_parameters():
+            assert parameter.dtype == torch.bfloat16
+            assert torch.equal(parameter, exact[name].bfloat16()), name
+        assert denoise(REQUEST, *texts).dtype == torch.float32
 
 
-def test_rounded_rotary_angles_reach_the_network() -> None:
-    with _stage(rope_dtype=torch.bfloat16) as denoise:
-        rounded = denoise(replace(REQUEST, fps=30), PROMPT, NEGATIVE)
-    assert not torch.equal(rounded, _latent(replace(REQUEST, fps=30)))
+def test_another_models_checkpoint_is_refused_before_the_network_is_built() -> None:
+    wrong = replace(CARD, network=replace(TINY, num_layers=3))
+    with pytest.raises(CheckpointError), stage(card=wrong):
+        pass
+
+
+def halves() -> tuple[list[Denoise], Threads]:
+    """One stage for each of two ranks that hold the same network and a guidance branch each."""
+    network, alone = tiny_network(seed=5), start_alone(CPU)
+    made = []
+    for rank in range(2):
+        cfg: Any = FakeGroup(2, rank)
+        one = stage(groups=replace(alone, plan=Plan(cfg=2), cfg=cfg))
+        one.module, one._resident = network, True
+        made.append(one)
+    return made, Threads(2)
+
+
+@pytest.mark.parametrize("guidance", [7.0, 0.0, -1.0])
+def test_two_halves_of_the_ranks_make_the_latent_of_one_with_one_call_a_step_each(
+    texts: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, guidance: float
+) -> None:
+    request = replace(REQUEST, guidance=guidance)
+    wanted = lively()(request, *texts)
+    ranks, threads = halves()
+    monkeypatch.setattr(dist, "all_gather_into_tensor", threads.all_gather_into_tensor)
+    calls: list[int] = []
+    network_of(ranks[0]).register_forward_hook(lambda *_: calls.append(threading.get_ident()))
+    latents: list[Tensor | None] = [None, None]
+
+    def work(rank: int) -> None:
+        latents[rank] = ranks[rank](request, *texts)
+
+    started = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in started:
+        thread.start()
+    for thread in started:
+        thread.join(30)
+    for latent in latents:
+        assert latent is not None
+        assert torch.equal(latent, wanted)
+    assert sorted(calls.count(thread.ident or 0) for thread in started) == [3, 3]
