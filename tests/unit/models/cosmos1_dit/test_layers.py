@@ -213,6 +213,24 @@ def test_a_layer_adds_positions_then_attends_to_video_then_to_text_then_feeds_fo
     assert torch.equal(hidden, before)
 
 
+class Core(nn.Module):
+    """A core attention that answers zeros, and keeps how many tokens it was told."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, num_tokens: int) -> Tensor:
+        self.num_tokens = num_tokens
+        return torch.zeros_like(q)
+
+
+def test_self_attention_is_told_the_tokens_of_all_ranks_and_attention_to_the_text_has_no_ranks(
+    layer: DiTLayer,
+) -> None:
+    assert layer.full_self_attention.core_attention.cp is not None
+    assert layer.cross_attention.core_attention.cp is None
+    layer.full_self_attention.core_attention = Core()
+    layer.full_self_attention(some(12, 1, D), Rope(angles().cos(), angles().sin()), 23)
+    assert layer.full_self_attention.core_attention.num_tokens == 23
+
+
 def test_a_batch_of_two_is_two_batches_of_one(layer: DiTLayer) -> None:
     hidden, text, positions = some(12, 2, D), some(7, 2, 32), some(12, 1, D)
     timestep, shared = some(2, D), some(2, 3 * D)
