@@ -16,6 +16,7 @@ from cosmos_nemo.parallel.groups import Groups, start_alone
 from cosmos_nemo.plan import Plan
 from cosmos_nemo.request import Text2WorldRequest
 from cosmos_nemo.sampling.noise import draw_noise
+from cosmos_nemo.stages.base import Parked
 from cosmos_nemo.stages.denoise import Denoise
 from tests.fakes import CPU, TINY, FakeGroup, Threads, tiny_network
 
@@ -55,27 +56,30 @@ def network_of(made: Denoise) -> Cosmos1DiT:
     return made.module
 
 
-def branch(made: Denoise, text: Tensor, x: Tensor, sigma: float, *, fps: float = 12) -> Tensor:
-    """F of one branch at c_in x, by the network alone."""
+def branch(made: Denoise, text: Tensor, x: Tensor, sigma: float) -> Tensor:
+    """F of one branch, by the network alone."""
     network = network_of(made)
     return network(
-        (x / (sigma**2 + 0.25) ** 0.5).float(),
+        x.float(),
         modulation=network.modulate(torch.tensor([sigma]).log() / 4),
         text=network.encode_text(text),
-        positions=network.positions(LATENT[2:], fps=fps),
+        positions=network.positions(LATENT[2:], fps=12),
     ).double()
 
 
-def by_hand(made: Denoise, texts: tuple[Tensor, Tensor], guidance: float, **options: Any) -> Tensor:
+def by_hand(
+    made: Denoise, texts: tuple[Tensor, Tensor], guidance: float, *, sigma_data: float = 0.5
+) -> Tensor:
     """Two Euler steps in x0 and the clean-up call; spec/predict1-diffusion.md 4 and 4.1."""
     sigmas = [(80 ** (1 / 7) + i / 2 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(3)]
     x = 80 * draw_noise(LATENT, seed=3).double()
     for now, then in zip(sigmas, [*sigmas[1:], None], strict=True):
-        cond, uncond = (branch(made, text, x, now, **options) for text in texts)
+        variance = now**2 + sigma_data**2
+        cond, uncond = (branch(made, text, x / variance**0.5, now) for text in texts)
         output = cond + guidance * (cond - uncond)
-        x0 = 0.25 / (now**2 + 0.25) * x + now * 0.5 / (now**2 + 0.25) ** 0.5 * output
+        x0 = sigma_data**2 / variance * x + now * sigma_data / variance**0.5 * output
         if then is None:
-            return x0 / 0.5
+            return x0 / sigma_data
         x = x0 + then / now * (x - x0)
     raise AssertionError
 
@@ -159,9 +163,10 @@ def test_rounded_rotary_angles_reach_the_network(texts: tuple[Tensor, Tensor]) -
 
 def test_sigma_data_is_the_cards(texts: tuple[Tensor, Tensor]) -> None:
     made = lively()
-    first = made(REQUEST, *texts)
-    made.card = replace(CARD, sigma_data=1.0)
-    assert (made(REQUEST, *texts) - first).abs().max() > 1e-2
+    made.card = replace(CARD, sigma_data=1.5)
+    latent = made(replace(REQUEST, sampler="RES-1euler"), *texts)
+    wanted = by_hand(made, texts, REQUEST.guidance, sigma_data=1.5)
+    torch.testing.assert_close(latent.double(), wanted, rtol=0, atol=1e-4 * wanted.std().item())
 
 
 def test_an_offloaded_stage_is_parked_between_calls_that_give_the_same_latent(
@@ -175,6 +180,19 @@ def test_an_offloaded_stage_is_parked_between_calls_that_give_the_same_latent(
             assert torch.equal(denoise(REQUEST, *texts), wanted)
         assert {parameter.numel() for parameter in network_of(parked).parameters()} == {0}
     assert all(parameter.numel() for parameter in network_of(kept).parameters())
+
+
+def test_a_stage_that_is_never_parked_takes_no_second_copy_of_its_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def keep(*_: object) -> None:
+        raise AssertionError("kept a copy")
+
+    monkeypatch.setattr(Parked, "keep", keep)
+    with stage(offload=False) as denoise:
+        assert network_of(denoise).device == CPU
+    with pytest.raises(AssertionError, match="kept a copy"), stage(offload=True):
+        pass
 
 
 def test_the_network_is_filled_from_the_checkpoint_in_the_stages_dtype(texts: tuple[Tensor, Tensor]) -> None:

@@ -127,9 +127,18 @@ def test_layers_are_modulated_by_the_normed_sinusoid_and_not_by_what_the_mlp_mak
     torch.testing.assert_close(shared, network.t_embedder[1](sinusoid), rtol=0, atol=1e-5)
 
 
+def test_bfloat16_weights_round_the_sinusoid_and_not_the_time() -> None:
+    low, exact = tiny_network(dtype=torch.bfloat16), tiny_network()
+    with inputs_of(low.affline_norm) as rounded, inputs_of(exact.affline_norm) as full:
+        for network in (low, exact):
+            network.embed_timestep(torch.tensor([1.0955]))
+    assert torch.equal(rounded[0], full[0].bfloat16())
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_positions_reach_to_the_end_of_the_tables_and_no_further(network: Cosmos1DiT, axis: int) -> None:
-    limits = (TINY.max_latent_frames, TINY.max_latent_height, TINY.max_latent_width)
+def test_positions_reach_to_the_end_of_the_tables_and_no_further(axis: int) -> None:
+    limits = (16, 24, 32)
+    network = tiny_network(replace(TINY, max_latent_height=24))
     last = tuple(limit if i == axis else 2 for i, limit in enumerate(limits))
     t, h, w = last
     assert network.positions(last, fps=24).num_tokens == t * h * w // 4

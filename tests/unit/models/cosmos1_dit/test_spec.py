@@ -53,6 +53,19 @@ def test_the_network_is_built_where_it_is_asked_to_be() -> None:
     assert {parameter.device for parameter in network.parameters()} == {meta}
 
 
+def test_the_network_takes_no_memory_before_it_is_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    before: set[torch.device] = set()
+    to_empty = Cosmos1DiT.to_empty
+
+    def noted(network: Cosmos1DiT, *, device: torch.device) -> Cosmos1DiT:
+        before.update(parameter.device for parameter in network.parameters())
+        return to_empty(network, device=device)
+
+    monkeypatch.setattr(Cosmos1DiT, "to_empty", noted)
+    build()
+    assert before == {torch.device("meta")}
+
+
 def test_nothing_in_the_state_but_the_parameters() -> None:
     """A buffer would be garbage after meta, and unknown to the checkpoint."""
     network = build()
