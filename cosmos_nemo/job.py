@@ -121,7 +121,7 @@ def prepare(invocation: Invocation, *, ranks: Ranks, environ: Mapping[str, str])
         request=request,
         files=files,
         plan=plan,
-        device=_device(ranks),
+        device=device_of(ranks),
         backend=backend,
         text_cache=_text_cache_folder(environ),
         identities=_identities(files) if ranks.rank == 0 and files.complete else {},
@@ -257,7 +257,7 @@ def _plan(card: ModelCard, setup: Setup, request: Text2WorldRequest, ranks: Rank
     )
 
 
-def _device(ranks: Ranks) -> torch.device:
+def device_of(ranks: Ranks) -> torch.device:
     """This rank's GPU: its own by local rank, or the only one that Slurm lets its task see."""
     if not torch.cuda.is_available():
         return torch.device("cpu")

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from cosmos_nemo.catalog import CatalogError
 from cosmos_nemo.cli import Invocation
@@ -39,16 +39,38 @@ _PACKAGES = (
 _BAD_REQUEST, _FAILED, _INTERRUPTED, _TERMINATED = 2, 1, 130, 143
 
 
-def run(parse: Callable[[], Invocation], *, environ: Mapping[str, str] = os.environ) -> int:
-    """The exit status of a door on this rank.
+class Asked(Protocol):
+    """What a person asked a door for."""
 
+    @property
+    def dry_run(self) -> bool: ...
+
+
+T = TypeVar("T", bound=Asked)
+
+
+def run(parse: Callable[[], Invocation], *, environ: Mapping[str, str] = os.environ) -> int:
+    """The exit status of an inference door on this rank."""
+    return run_ranks(parse, num_ranks=_num_ranks, serve=_serve, environ=environ)
+
+
+def run_ranks(
+    parse: Callable[[], T],
+    *,
+    num_ranks: Callable[[T, int], int],
+    serve: Callable[[T, "Company", Mapping[str, str]], int],
+    environ: Mapping[str, str] = os.environ,
+) -> int:
+    """The exit status of a door or tool that runs on several ranks, on this one.
+
+    `num_ranks` says how many of the started ranks take part; `serve` does the work and gives the status.
     What can be judged from the arguments alone is judged first, by every rank for itself. The ranks meet
     before anything that one of them alone could fail at: then the others learn of it.
     """
     ranks = ranks_from(environ)
     try:
-        invocation = parse()
-        num_ranks = num_ranks_taking_part(invocation.setup, ranks.num_ranks, pretend=invocation.dry_run)
+        asked = parse()
+        taking_part = num_ranks(asked, ranks.num_ranks)
     except (RequestError, CatalogError) as error:
         if ranks.rank == 0:
             _complain(error)
@@ -57,7 +79,7 @@ def run(parse: Callable[[], Invocation], *, environ: Mapping[str, str] = os.envi
         # Only now: torch and Megatron take seconds to import, which --help and a bad flag need not wait for.
         set_up_logging(verbose=ranks.rank == 0)
         _let_gloo_meet_itself(ranks)
-        status = _in_company(invocation, ranks, environ, num_ranks)
+        status = _in_company(asked, ranks, taking_part, lambda company: serve(asked, company, environ))
     except KeyboardInterrupt:
         status = _INTERRUPTED
     if ranks.num_ranks > 1:
@@ -69,7 +91,11 @@ def run(parse: Callable[[], Invocation], *, environ: Mapping[str, str] = os.envi
     return status
 
 
-def _in_company(invocation: Invocation, ranks: Ranks, environ: Mapping[str, str], num_ranks: int) -> int:
+def _num_ranks(invocation: Invocation, started: int) -> int:
+    return num_ranks_taking_part(invocation.setup, started, pretend=invocation.dry_run)
+
+
+def _in_company(asked: Asked, ranks: Ranks, num_ranks: int, serve: Callable[["Company"], int]) -> int:
     from cosmos_nemo.parallel.company import Company, open_store
 
     try:
@@ -79,11 +105,11 @@ def _in_company(invocation: Invocation, ranks: Ranks, environ: Mapping[str, str]
         return _FAILED
     status = _FAILED
     try:
-        if ranks.rank >= num_ranks and not invocation.dry_run:
+        if ranks.rank >= num_ranks and not asked.dry_run:
             print(f"rank {ranks.rank} is idle: --num_devices leaves it out", flush=True)
             status = company.wait_for_status()
         else:
-            status = _guarded(lambda: _serve(invocation, company, environ), company, num_ranks)
+            status = _guarded(lambda: serve(company), company, num_ranks)
     except RuntimeError:  # rank 0 hosts the store and is gone
         status = _FAILED
     finally:
@@ -91,7 +117,7 @@ def _in_company(invocation: Invocation, ranks: Ranks, environ: Mapping[str, str]
     return status
 
 
-def _guarded(work: Callable[[], None], company: "Company", num_ranks: int) -> int:
+def _guarded(work: Callable[[], int], company: "Company", num_ranks: int) -> int:
     """Status of `work`; a failure is shown by the first rank that has one, and reported to all.
 
     The watchdog rests while a failure is handled: another rank's must not interrupt that.
@@ -108,9 +134,9 @@ def _guarded(work: Callable[[], None], company: "Company", num_ranks: int) -> in
     watchdog = Watchdog(connection, num_ranks=min(num_ranks, company.ranks.num_ranks))
     try:
         with watchdog:
-            work()
+            status = work()
         stop()
-        return 0
+        return status
     except KeyboardInterrupt:
         if watchdog.lost is not None:
             return watchdog.lost.status
@@ -142,7 +168,7 @@ def _status_and_text(error: Exception, ranks: Ranks) -> tuple[int, str]:
     return _FAILED, f"rank {ranks.rank} failed:\n{traceback.format_exc()}"
 
 
-def _serve(invocation: Invocation, company: "Company", environ: Mapping[str, str]) -> None:
+def _serve(invocation: Invocation, company: "Company", environ: Mapping[str, str]) -> int:
     from cosmos_nemo.job import describe, prepare
 
     job = prepare(invocation, ranks=company.ranks, environ=environ)
@@ -150,23 +176,29 @@ def _serve(invocation: Invocation, company: "Company", environ: Mapping[str, str
         _make(job, company)
     elif company.ranks.rank == 0:
         print(describe(job))
+    return 0
 
 
 def _make(job: "Job", company: "Company") -> None:
     from cosmos_nemo.parallel.groups import start
     from cosmos_nemo.parallel.rank_zero import only_rank_zero
 
-    if (theirs := company.agree_on_device(job.device.type)) is not None:
-        raise RequestError(
-            f"rank {company.ranks.rank} computes on {job.device.type}, but rank 0 on {theirs}: "
-            "start all ranks where the same kind of device is visible."
-        )
+    check_same_device(company, job.device.type)
     groups = start(company.ranks, plan=job.plan, store=company.store, device=job.device)
     pipeline = _text2world(job, groups)
     if groups.rank == 0:
         print(f"{job.card.name} on {job.plan.num_ranks} rank(s): {job.plan}; back end {job.backend.name}")
     video = pipeline(job.request, on_step=_progress() if groups.rank == 0 else None)
     only_rank_zero(lambda: _write(job, pipeline, video), groups.world)
+
+
+def check_same_device(company: "Company", device_type: str) -> None:
+    """RequestError on a rank that computes on another kind of device than rank 0."""
+    if (theirs := company.agree_on_device(device_type)) is not None:
+        raise RequestError(
+            f"rank {company.ranks.rank} computes on {device_type}, but rank 0 on {theirs}: "
+            "start all ranks where the same kind of device is visible."
+        )
 
 
 def _text2world(job: "Job", groups: "Groups") -> "Text2World":
@@ -185,7 +217,7 @@ def _write(job: "Job", pipeline: "Text2World", video: "Video") -> None:
     from cosmos_nemo.stages.media import write_video
 
     assert video.frames_THWC is not None
-    manifest = {**job.facts(), **_costs(pipeline), "versions": _versions()}
+    manifest = {**job.facts(), **_costs(pipeline), "versions": versions()}
     path = job.request.video_path
     with _terminated_like_any_exit():
         write_video(video.frames_THWC, path, fps=video.fps, prompt=video.prompt, manifest=manifest)
@@ -211,7 +243,7 @@ def _costs(pipeline: "Text2World") -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     found = {}
     for package in _PACKAGES:
         try:

@@ -10,16 +10,17 @@ class Plan:
     """Group sizes; their product is the number of ranks that take part.
 
     `cfg` 2 puts the two guidance branches on two halves of the ranks, `cp` splits the tokens of one branch,
-    `tp` splits the matrices of every layer.
+    `tp` splits the matrices of every layer. `replicas` of all this work on different samples, in training.
     """
 
     cfg: int = 1
     cp: int = 1
     tp: int = 1
+    replicas: int = 1
 
     @property
     def num_ranks(self) -> int:
-        return self.cfg * self.cp * self.tp
+        return self.replicas * self.cfg * self.cp * self.tp
 
     def __str__(self) -> str:
         return f"guidance branches {self.cfg} x context parallel {self.cp} x tensor parallel {self.tp}"

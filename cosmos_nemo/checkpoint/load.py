@@ -56,12 +56,17 @@ def load_into(
 def rank_index(name: str, *, shape: Shape, rank: int, size: int) -> Index:
     """The part of the tensor `name`, of the whole `shape`, that belongs to `rank` of `size` ranks."""
     whole = tuple(slice(0, length) for length in shape)
-    axis = _SPLIT_AXIS.get(name.split(".")[-2]) if name.startswith("decoder.layers.") else None
+    axis = split_axis(name)
     if axis is None:
         return whole
     assert shape[axis] % size == 0, f"{name}: {shape[axis]} does not divide by {size} ranks"
     step = shape[axis] // size
     return (*whole[:axis], slice(rank * step, (rank + 1) * step), *whole[axis + 1 :])
+
+
+def split_axis(name: str) -> int | None:
+    """Along which axis tensor parallelism splits our parameter `name`; None: every rank has it whole."""
+    return _SPLIT_AXIS.get(name.split(".")[-2]) if name.startswith("decoder.layers.") else None
 
 
 def _warn_if_not_finite(name: str, parameter: Tensor) -> None:

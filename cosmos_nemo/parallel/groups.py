@@ -21,7 +21,10 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=60)
 
 @dataclass(frozen=True, kw_only=True)
 class Groups:
-    """The groups of one process. `cfg` is Megatron's data-parallel axis: it holds the guidance branches."""
+    """The groups of one process.
+
+    `cfg` is Megatron's data-parallel axis: it holds the guidance branches, or the replicas of a training run.
+    """
 
     plan: Plan
     world: ProcessGroup
@@ -44,6 +47,7 @@ def start(ranks: Ranks, *, plan: Plan, store: dist.Store, device: torch.device) 
     Megatron's order puts tensor parallel ranks side by side, then context parallel, then the branches.
     """
     assert ranks.rank < plan.num_ranks
+    assert 1 in (plan.cfg, plan.replicas), "one axis holds either"
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)

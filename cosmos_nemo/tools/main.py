@@ -14,6 +14,9 @@ COMMANDS = {
     "convert": "a checkpoint into another format",
     "standin": "nano-size random weights in a model's released layout",
     "verify": "this package against reference outputs",
+    "prepare-data": "videos into the samples that post-training reads",
+    "post-train": "trains a diffusion model on prepared data",
+    "sheet": "frames of some videos in one picture",
 }
 
 
@@ -32,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"cosmos_nemo.tools.{name}")
+    return importlib.import_module(f"cosmos_nemo.tools.{name.replace('-', '_')}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from cosmos_nemo.catalog import TokenizerShape
-from cosmos_nemo.checkpoint.tokenizer_names import PARTS, tensor_shapes, upstream_name
+from cosmos_nemo.checkpoint.tokenizer_names import PARTS, tensor_shapes
+from cosmos_nemo.checkpoint.writer.video_tokenizer import (
+    released_tensors,
+    write_tokenizer_safetensors,
+    write_tokenizer_statistics,
+)
 
 # Of the last convolution: its 192 sub-band values then sum to a video of standard deviation about 0.4.
 _LAST_GAIN = 0.08
@@ -28,14 +33,14 @@ def write_released_tokenizer(
     folder.mkdir(parents=True, exist_ok=True)
     if layout == "jit":
         for part in PARTS:
-            _write_archive(_released_tensors(shape, seed=seed, parts=(part,)), folder / f"{part}.jit")
+            weights = random_weights(shape, seed=seed, parts=(part,))
+            _write_archive(released_tensors(shape, weights, parts=(part,)), folder / f"{part}.jit")
     else:
-        from safetensors.torch import save_file
-
-        save_file(_released_tensors(shape, seed=seed), folder / "tokenizer.safetensors")
+        write_tokenizer_safetensors(folder, shape, random_weights(shape, seed=seed))
     draw = torch.Generator().manual_seed(seed)
-    _write_statistics(shape.latent_channels * shape.statistics_frames, folder / "mean_std.pt", draw)
-    _write_statistics(shape.latent_channels, folder / "image_mean_std.pt", draw)
+    video = _random_statistics(shape.latent_channels * shape.statistics_frames, draw)
+    image = _random_statistics(shape.latent_channels, draw)
+    write_tokenizer_statistics(folder, video=video, image=image)
 
 
 def random_weights(shape: TokenizerShape, *, seed: int, parts: Collection[str] = PARTS) -> dict[str, Tensor]:
@@ -61,25 +66,9 @@ def _random_tensor(name: str, sizes: tuple[int, ...], draw: torch.Generator) -> 
     return gain / math.sqrt(math.prod(sizes[1:])) * values
 
 
-def _released_tensors(
-    shape: TokenizerShape, *, seed: int, parts: Collection[str] = PARTS
-) -> dict[str, Tensor]:
-    """Weights under NVIDIA's names with the constants that the released archives hold beside them."""
-    weights = random_weights(shape, seed=seed, parts=parts)
-    haar = {"wavelets": torch.full((2,), 0.5**0.5), "_arange": torch.arange(2.0)}
-    patchers = {"encoder": "encoder.patcher3d", "decoder": "decoder.unpatcher3d"}
-    constants = {
-        f"{patchers[part]}.{name}": values.clone() for part in parts for name, values in haar.items()
-    }
-    if "encoder" in parts:
-        constants["encoder.patcher3d.patch_size_buffer"] = torch.tensor([float(shape.patch_size)])
-    return {upstream_name(name, shape): values for name, values in weights.items()} | constants
-
-
-def _write_statistics(count: int, path: Path, draw: torch.Generator) -> None:
+def _random_statistics(count: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
     mean = 0.1 * torch.randn(count, generator=draw)
-    std = 0.5 + torch.rand(count, generator=draw)
-    torch.save((mean, std), path)
+    return mean, 0.5 + torch.rand(count, generator=draw)
 
 
 class _Branch(nn.Module):

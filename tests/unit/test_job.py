@@ -400,7 +400,7 @@ def test_the_facts_say_how_to_make_the_video_again(assets: Path) -> None:
     assert facts["files"] == {
         name: {"path": str(path), "fingerprint": fingerprint(read[name])} for name, path in folders.items()
     }
-    assert facts["plan"] == {"cfg": 2, "cp": 2, "tp": 1}
+    assert facts["plan"] == {"cfg": 2, "cp": 2, "tp": 1, "replicas": 1}
     assert (facts["backend"], facts["device"]) == ("torch", "cpu")
     assert (facts["dtype"], facts["text_encoder_dtype"]) == ("float32", "bfloat16")
     assert facts["rope_dtype"] == "float32"

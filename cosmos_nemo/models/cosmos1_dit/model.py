@@ -5,6 +5,7 @@ What a network call needs is worked out as seldom as it changes: `positions` and
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -14,6 +15,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from cosmos_nemo.catalog import DiTShape
 from cosmos_nemo.models.common.rope import rope_angles
@@ -188,17 +190,20 @@ class Cosmos1DiT(MegatronModule):
         positions: Positions,
         padding_mask_B1HW: Tensor | None = None,
         given_mask_B1THW: Tensor | None = None,
+        recompute: bool = False,
     ) -> Tensor:
         """F of the whole latent, [B, C, T, H, W] float32, on every rank.
 
         x is the whole noisy latent times c_in, the same on all ranks; the padding mask is in pixels, 1 where
-        there is no picture; the given mask is 1 on latent frames the network is told.
+        there is no picture; the given mask is 1 on latent frames the network is told. With `recompute` a
+        layer keeps only its input for the backward pass and is computed a second time there.
         """
         hidden = self.embed_patches(
             x_BCTHW.to(self.dtype), padding_mask_B1HW=padding_mask_B1HW, given_mask_B1THW=given_mask_B1THW
         )
         for layer, by, key_value in zip(self.decoder, modulation.layers, text, strict=True):
-            hidden = layer(
+            run = partial(_run_again, layer) if recompute else layer
+            hidden = run(
                 hidden,
                 modulation=by,
                 text=key_value,
@@ -216,3 +221,9 @@ class Cosmos1DiT(MegatronModule):
         token = torch.arange(length, device=self.device) + self.cp.rank() * length
         token = token.clamp(max=t * h * w - 1)
         return torch.stack([token // (h * w), token // w % h, token % w], dim=-1)
+
+
+def _run_again(layer: DiTLayer, hidden_sBD: Tensor, **arguments: Any) -> Tensor:
+    """The layer, computed again in the backward pass; there is no dropout whose state would matter."""
+    run: Tensor = checkpoint(layer, hidden_sBD, use_reentrant=False, preserve_rng_state=False, **arguments)
+    return run

@@ -1,0 +1,130 @@
+"""The training loop: batches to losses to new weights, the same on every number of ranks."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cosmos_nemo.catalog import ModelCard
+from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
+from cosmos_nemo.parallel.groups import Groups
+from cosmos_nemo.training.average import Average
+from cosmos_nemo.training.data import Batch, Dataset, sample_index
+from cosmos_nemo.training.objective import draw, edm_loss
+from cosmos_nemo.training.settings import TrainingSettings
+from cosmos_nemo.training.update.base import Update
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One finished step, numbered from 1. The loss is the mean over the global batch."""
+
+    step: int
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    seconds: float
+
+
+class LossError(ArithmeticError):
+    """A loss or a gradient that is no number."""
+
+
+@dataclass
+class Training:
+    """A network in training, and how far it has come."""
+
+    card: ModelCard
+    settings: TrainingSettings
+    network: Cosmos1DiT
+    update: Update
+    average: Average | None
+    dataset: Dataset
+    groups: Groups
+    device: torch.device
+    step: int = 0
+
+    def steps(self, *, wants_to_stop: Callable[[], bool] = lambda: False) -> Iterator[StepReport]:
+        """Trains up to settings.num_steps, a report at a time; ends early once any rank wants to stop."""
+        while self.step < self.settings.num_steps:
+            started = time.perf_counter()
+            loss, stop = _agreed(self._losses(), wants_to_stop(), groups=self.groups)
+            if not loss < float("inf"):
+                raise LossError(
+                    f"the loss of step {self.step + 1} is {loss}: lower --learning_rate, and look for broken "
+                    "latents in the data."
+                )
+            learning_rate = self.settings.learning_rate_at(self.step + 1)
+            norm = self.update.step(learning_rate)
+            if not norm < float("inf"):
+                raise LossError(f"the gradient of step {self.step + 1} is {norm}: lower --learning_rate.")
+            self.step += 1
+            if self.average is not None and self.step % self.settings.average_every == 0:
+                self.average.update(self.update.shards)
+            yield StepReport(self.step, loss, norm, learning_rate, time.perf_counter() - started)
+            if stop:
+                return
+
+    def _losses(self) -> Tensor:
+        """The mean loss of this replica's samples, whose gradients are left with the update."""
+        settings, groups = self.settings, self.groups
+        replicas, replica = groups.collection.dp.size(), groups.collection.dp.rank()
+        own = settings.global_batch_size // replicas
+        first = self.step * settings.global_batch_size + replica * own
+        total = torch.zeros((), device=self.device)
+        for start in range(0, own, settings.micro_batch_size):
+            positions = range(first + start, first + start + settings.micro_batch_size)
+            loss = self._loss(positions) / (own // settings.micro_batch_size)
+            # The update takes the mean over replicas and context parallel ranks; the latter hold parts of a
+            # sum.
+            (loss * groups.collection.cp.size()).backward()
+            total += loss.detach()
+        return total
+
+    def _loss(self, positions: range) -> Tensor:
+        settings = self.settings
+        indices = [sample_index(len(self.dataset), seed=settings.seed, position=k) for k in positions]
+        batch = self.dataset.batch(indices)
+        chance = draw(
+            positions,
+            self.dataset.latent_shape,
+            seed=settings.seed,
+            log_sigma_mean=settings.log_sigma_mean,
+            log_sigma_std=settings.log_sigma_std,
+            text_dropout=settings.text_dropout,
+            device=self.device,
+        )
+        x0 = batch.latent_BCTHW.to(self.device, torch.float32) * self.card.sigma_data
+        text = batch.text_BLD.to(self.device) * chance.keeps_text_B[:, None, None]
+        network = self._network(text, batch)
+        return edm_loss(network, x0, chance, sigma_data=self.card.sigma_data).mean()
+
+    def _network(self, text_BLD: Tensor, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
+        network = self.network
+        positions = network.positions(self.dataset.latent_shape[1:], fps=batch.fps)
+        keys_and_values = network.encode_text(text_BLD)
+
+        def raw(x_BCTHW: Tensor, c_noise_B: Tensor) -> Tensor:
+            return network(
+                x_BCTHW,
+                modulation=network.modulate(c_noise_B),
+                text=keys_and_values,
+                positions=positions,
+                recompute=self.settings.recompute == "full",
+            )
+
+        return raw
+
+
+def _agreed(loss: Tensor, stop: bool, *, groups: Groups) -> tuple[float, bool]:
+    """The mean loss of the replicas, and whether any rank wants to stop."""
+    if groups.world.size() == 1:
+        return float(loss), stop
+    both = torch.stack([loss.float(), torch.tensor(float(stop), device=loss.device)])
+    # Ranks of one replica have the same loss, so that the mean over all ranks is the replicas' mean.
+    dist.all_reduce(both, group=groups.world)
+    both /= groups.world.size()
+    return float(both[0]), bool(both[1] > 0)

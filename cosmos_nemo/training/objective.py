@@ -1,0 +1,74 @@
+"""What is learnt: to tell the clean latent from a noisy one (spec/nemo-cosmos1.md 5, arXiv 2206.00364).
+
+B samples, C channels, T latent frames, H W rows and columns.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cosmos_nemo.sampling.scaling import edm_scaling
+
+RawNetwork = Callable[[Tensor, Tensor], Tensor]
+"""(c_in x [B, C, T, H, W], c_noise [B]) -> F of x's shape, as sampling/denoiser.py has it."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The chance in one micro-batch."""
+
+    sigma_B: Tensor
+    noise_BCTHW: Tensor
+    keeps_text_B: Tensor
+    """False where the sample is trained without its text."""
+
+
+def draw(
+    positions: Sequence[int],
+    shape_CTHW: Sequence[int],
+    *,
+    seed: int,
+    log_sigma_mean: float,
+    log_sigma_std: float,
+    text_dropout: float,
+    device: torch.device,
+) -> Draw:
+    """Each sample's own draw, a function of the seed and its position in the run alone.
+
+    So the ranks, the size of a micro-batch and an interruption change nothing. Of one kind of device: CUDA
+    and CPU have different generators.
+    """
+    generator = torch.Generator(device)
+    unit, kept, noise = [], [], torch.empty(len(positions), *shape_CTHW, device=device)
+    for row, position in zip(noise, positions, strict=True):
+        generator.manual_seed(_mixed(seed, position))
+        unit.append(torch.randn((), generator=generator, device=device))
+        kept.append(torch.rand((), generator=generator, device=device))
+        row.normal_(generator=generator)
+    sigma_B = (log_sigma_mean + log_sigma_std * torch.stack(unit)).exp()
+    return Draw(sigma_B, noise, torch.stack(kept) >= text_dropout)
+
+
+def edm_loss(network: RawNetwork, x0_BCTHW: Tensor, draw: Draw, *, sigma_data: float) -> Tensor:
+    """The loss of each sample, [B] float32: w(sigma) (x0 - x0_hat)^2 averaged over the latent.
+
+    x0 is the normalised latent times sigma_data. w = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 makes
+    the loss that of the raw output F, of order 1 at every noise level.
+    """
+    sigma = draw.sigma_B.float()[:, None, None, None, None]
+    scaling = edm_scaling(sigma, sigma_data=sigma_data)
+    x = x0_BCTHW + sigma * draw.noise_BCTHW
+    output = network(scaling.c_in * x, scaling.c_noise.flatten())
+    x0_hat = scaling.c_skip * x + scaling.c_out * output.float()
+    weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+    return (weight * (x0_BCTHW - x0_hat) ** 2).mean(dim=(1, 2, 3, 4))
+
+
+def _mixed(seed: int, position: int) -> int:
+    """One 63-bit seed of both, by the finaliser of splitmix64: neighbours share no bits."""
+    z = (seed * 0x9E3779B97F4A7C15 + position * 0xD1B54A32D192ED03 + 0x2545F4914F6CDD1D) % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return (z ^ (z >> 31)) >> 1
