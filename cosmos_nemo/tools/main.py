@@ -16,6 +16,7 @@ COMMANDS = {
     "verify": "this package against reference outputs",
     "prepare-data": "videos into the samples that post-training reads",
     "post-train": "trains a diffusion model on prepared data",
+    "make-nano": "the embedded nano models, from nothing",
     "sheet": "frames of some videos in one picture",
 }
 

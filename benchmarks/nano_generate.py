@@ -1,0 +1,159 @@
+"""Nano world videos in batches, from the package's own stages, and deliberate mistakes in making them.
+
+Axes: N prompts, B videos of a batch, L text length, D text width, T frames, H rows, W columns, C colours.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from cosmos_nemo.cli import parse_general
+from cosmos_nemo.job import Job, denoise_stage, prepare, text_encoder_stage, tokenizer_stage
+from cosmos_nemo.models.cosmos1_dit.layers import KeyValue, Rope
+from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT, Positions
+from cosmos_nemo.parallel.environment import Ranks
+from cosmos_nemo.parallel.groups import start_alone
+from cosmos_nemo.request import Text2WorldRequest, latent_shape
+from cosmos_nemo.sampling.denoiser import EdmDenoiser, branches_needed, guided
+from cosmos_nemo.sampling.noise import draw_noise
+from cosmos_nemo.sampling.samplers import SAMPLERS
+from cosmos_nemo.stages.prompt import with_subject
+
+MODEL = "Cosmos-Nano-Text2World"
+MISTAKES = ("none", "guidance_sign", "rope_axes", "text_shift", "sigmas_reversed")
+SHIFT = 4
+"""Rows by which the mistake text_shift moves the text: past the article, the colour and the shape."""
+
+OnBatch = Callable[[int, int], None]
+"""Called after each batch with the number of videos made, and of all."""
+
+
+def nano_job(flags: Sequence[str], *, device: torch.device | None) -> Job:
+    """The job of `inference/general.py --model Cosmos-Nano-Text2World` with these flags, on one process.
+
+    Its prompt and its path are not used. device None: a GPU where there is one. Without the cache
+    of text embeddings, so that the text encoder really runs.
+    """
+    unused = ["--prompt", "unused", "--video_save_path", f"{tempfile.gettempdir()}/unused.npy"]
+    invocation = parse_general(["--model", MODEL, *unused, *flags])
+    job = prepare(invocation, ranks=Ranks(), environ={**os.environ, "COSMOS_NEMO_CACHE": ""})
+    return job if device is None else replace(job, device=device)
+
+
+class Generator:
+    """Makes many videos of one job's settings; a batch of one is what the pipeline makes."""
+
+    def __init__(self, job: Job, *, mistake: str = "none") -> None:
+        assert mistake in MISTAKES
+        self.job, self.mistake = job, mistake
+        groups = start_alone(job.device)
+        self.text_encoder = text_encoder_stage(job, groups)
+        self.denoise = denoise_stage(job, groups)
+        self.tokenizer = tokenizer_stage(job)
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        batch_size: int,
+        on_batch: OnBatch | None = None,
+    ) -> Iterator[Tensor]:
+        """The videos in the order of their prompts, each uint8 [T, H, W, C] on the CPU."""
+        prompt_NLD, negative_1LD = self._texts(prompts)
+        with self.denoise as denoise, self.tokenizer as tokenizer:
+            network = denoise.module
+            assert isinstance(network, Cosmos1DiT)
+            for start in range(0, len(prompts), batch_size):
+                those = slice(start, start + batch_size)
+                latent_BCTHW = self._latents(network, prompt_NLD[those], negative_1LD, seeds[those])
+                for latent_CTHW in latent_BCTHW:
+                    yield tokenizer.decode(latent_CTHW[None])
+                if on_batch is not None:
+                    on_batch(min(start + batch_size, len(prompts)), len(prompts))
+
+    def _texts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Embeddings [N, L, D] of the prompts and [1, L, D] of the negative one; "" is zeros."""
+        request = self.job.request
+        whole = [with_subject(prompt, request.subject_name) for prompt in prompts]
+        with self.text_encoder as encode:
+            prompt_NLD = encode(whole)
+            negative = request.negative_prompt
+            negative_1LD = encode([negative]) if negative else torch.zeros_like(prompt_NLD[:1])
+        if self.mistake == "text_shift":
+            return shifted(prompt_NLD), shifted(negative_1LD)
+        return prompt_NLD, negative_1LD
+
+    @torch.inference_mode()
+    def _latents(
+        self, network: Cosmos1DiT, prompt_BLD: Tensor, negative_1LD: Tensor, seeds: Sequence[int]
+    ) -> Tensor:
+        request, card = self.job.request, self.job.card
+        shape = latent_shape(request, card)
+        place = swapped_axes if self.mistake == "rope_axes" else Cosmos1DiT.positions
+        predict = _BatchedNetwork(
+            network,
+            guidance=-request.guidance if self.mistake == "guidance_sign" else request.guidance,
+            positions=place(network, shape[2:], fps=request.fps),
+            texts={"cond": prompt_BLD, "uncond": negative_1LD.expand_as(prompt_BLD)},
+        )
+        noise_BCTHW = torch.cat([draw_noise(shape, seed=seed) for seed in seeds]).to(self.job.device)
+        denoiser = EdmDenoiser(predict, card.sigma_data)
+        if self.mistake == "sigmas_reversed":
+            return _sample_reversed(denoiser, noise_BCTHW, request) / card.sigma_data
+        sampler = SAMPLERS[request.sampler]
+        return sampler.sample(denoiser, noise_BCTHW, num_steps=request.num_steps) / card.sigma_data
+
+
+class _BatchedNetwork:
+    """(c_in x, c_noise) -> guided F of a batch, as in stages/denoise.py for one video."""
+
+    def __init__(
+        self, network: Cosmos1DiT, *, guidance: float, positions: Positions, texts: dict[str, Tensor]
+    ) -> None:
+        self.network, self.guidance, self.positions = network, guidance, positions
+        self.texts: list[list[KeyValue]] = [
+            network.encode_text(texts[branch]) for branch in branches_needed(guidance)
+        ]
+
+    def __call__(self, x_BCTHW: Tensor, c_noise: Tensor) -> Tensor:
+        modulation = self.network.modulate(c_noise.expand(len(x_BCTHW)))
+        outputs = [
+            self.network(x_BCTHW, modulation=modulation, text=text, positions=self.positions)
+            for text in self.texts
+        ]
+        return outputs[0] if len(outputs) == 1 else guided(outputs[0], outputs[1], self.guidance)
+
+
+def shifted(text_BLD: Tensor) -> Tensor:
+    """Mistake: the text SHIFT rows too early, so that its beginning is lost.
+
+    Rolling it would change nothing at all: the network attends to the text's rows as to a set.
+    """
+    return torch.nn.functional.pad(text_BLD[:, SHIFT:], (0, 0, 0, SHIFT))
+
+
+def swapped_axes(network: Cosmos1DiT, latent_THW: tuple[int, int, int], *, fps: float) -> Positions:
+    """Mistake: rotary angles as if frames were rows and rows frames; the learned table stays right."""
+    right = network.positions(latent_THW, fps=fps)
+    t, h, w = right.grid_THW
+    turned = network.positions((h, t * network.shape.patch_size, latent_THW[2]), fps=fps).rope
+    cos, sin = (rearrange(part, "(h t w) one b k -> (t h w) one b k", h=h, t=t, w=w) for part in turned)
+    return right._replace(rope=Rope(cos.contiguous(), sin.contiguous()))
+
+
+def _sample_reversed(denoiser: EdmDenoiser, noise_BCTHW: Tensor, request: Text2WorldRequest) -> Tensor:
+    """Mistake: the same levels from the lowest to the highest. The package's samplers refuse them."""
+    sampler = SAMPLERS[request.sampler]
+    levels = [level for level in sampler.schedule(request.num_steps).flip(0).tolist() if level > 0]
+    state = noise_BCTHW.double() * sampler.start_scale
+    for now, then in pairwise(levels):
+        clean = denoiser(state.float(), torch.tensor(now)).double()
+        state = clean + then / now * (state - clean)
+    return denoiser(state.float(), torch.tensor(levels[-1]))

@@ -1,0 +1,65 @@
+"""`cosmos-nemo make-nano`: the embedded nano models from nothing, on one GPU."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cosmos_nemo.training.loop import StepReport
+
+_UNFINISHED = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `cosmos-nemo make-nano`."""
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="work folder; the same command goes on there"
+    )
+    parser.add_argument("--seconds", type=float, help="stop after about so long, to be called again")
+    parser.add_argument("--seed", type=int, default=0, help="0")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--fraction", type=float, default=1.0, help="of the steps and clips, to try it out; 1 makes the files"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 everything is in DIR/assets and DIR/teal_robot; 3 the time was up: call again."""
+    import torch
+
+    from cosmos_nemo.catalog import CARDS
+    from cosmos_nemo.parallel.groups import start_alone, stop
+    from cosmos_nemo.training.nano.make import RECIPE, Maker, fraction_of
+
+    name = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    maker = Maker(
+        folder=args.folder,
+        card=CARDS["Cosmos-Nano-Text2World"],
+        recipe=fraction_of(RECIPE, args.fraction),
+        groups=start_alone(device),
+        device=device,
+        seed=args.seed,
+        deadline=time.monotonic() + args.seconds if args.seconds else float("inf"),
+        say=print,
+        on_step=_progress(),
+    )
+    is_complete = maker.make()
+    stop()
+    print(f"{args.folder}: {'complete' if is_complete else 'not finished, call again'}")
+    return 0 if is_complete else _UNFINISHED
+
+
+def _progress() -> "Callable[[StepReport], None]":
+    from tqdm import tqdm
+
+    bar: tqdm[Any] = tqdm(desc="train", unit="step", mininterval=5, dynamic_ncols=True)
+
+    def advance(report: "StepReport") -> None:
+        bar.set_postfix(step=report.step, loss=f"{report.loss:.4f}", refresh=False)
+        bar.update()
+
+    return advance
