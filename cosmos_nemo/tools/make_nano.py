@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from cosmos_nemo.training.nano.make import RECIPE, Maker, fraction_of
 
     name = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    device = torch.device(name, 0) if name == "cuda" else torch.device(name)
     maker = Maker(
         folder=args.folder,
         card=CARDS["Cosmos-Nano-Text2World"],

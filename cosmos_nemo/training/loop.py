@@ -51,16 +51,11 @@ class Training:
         """Trains up to settings.num_steps, a report at a time; ends early once any rank wants to stop."""
         while self.step < self.settings.num_steps:
             started = time.perf_counter()
-            loss, stop = _agreed(self._losses(), wants_to_stop(), groups=self.groups)
-            if not loss < float("inf"):
-                raise LossError(
-                    f"the loss of step {self.step + 1} is {loss}: lower --learning_rate, and look for broken "
-                    "latents in the data."
-                )
+            agreed = _agreed(self._losses(), wants_to_stop(), groups=self.groups)
             learning_rate = self.settings.learning_rate_at(self.step + 1)
             norm = self.update.step(learning_rate)
-            if not norm < float("inf"):
-                raise LossError(f"the gradient of step {self.step + 1} is {norm}: lower --learning_rate.")
+            loss, stop = agreed.tolist()
+            _check_finite(loss, norm, step=self.step + 1)
             self.step += 1
             if self.average is not None and self.step % self.settings.average_every == 0:
                 self.average.update(self.update.shards)
@@ -119,12 +114,19 @@ class Training:
         return raw
 
 
-def _agreed(loss: Tensor, stop: bool, *, groups: Groups) -> tuple[float, bool]:
-    """The mean loss of the replicas, and whether any rank wants to stop."""
-    if groups.world.size() == 1:
-        return float(loss), stop
-    both = torch.stack([loss.float(), torch.tensor(float(stop), device=loss.device)])
+def _agreed(loss: Tensor, stop: bool, *, groups: Groups) -> Tensor:
+    """The mean loss of the replicas, and a number above 0 if any rank wants to stop; read it late."""
+    both = torch.stack([loss.float(), torch.full((), float(stop), device=loss.device)])
     # Ranks of one replica have the same loss, so that the mean over all ranks is the replicas' mean.
     dist.all_reduce(both, group=groups.world)
-    both /= groups.world.size()
-    return float(both[0]), bool(both[1] > 0)
+    return both / groups.world.size()
+
+
+def _check_finite(loss: float, gradient_norm: float, *, step: int) -> None:
+    if not loss < float("inf"):
+        raise LossError(
+            f"the loss of step {step} is {loss}: lower --learning_rate, and look for broken latents in "
+            "the data."
+        )
+    if not gradient_norm < float("inf"):
+        raise LossError(f"the gradient of step {step} is {gradient_norm}: lower --learning_rate.")

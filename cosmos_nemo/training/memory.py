@@ -9,7 +9,7 @@ from cosmos_nemo.checkpoint.names import parameter_shapes
 from cosmos_nemo.training.settings import TrainingSettings
 
 _FLOAT32, _BFLOAT16 = 4, 2
-_WIDTHS_IN_A_LAYER = 28
+_WIDTHS_IN_A_LAYER = 34
 """Values of a layer that live at its backward pass, per token and in units of the width."""
 
 

@@ -5,6 +5,7 @@ B samples, C channels, T latent frames, H W rows and columns.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -41,14 +42,13 @@ def draw(
     and CPU have different generators.
     """
     generator = torch.Generator(device)
-    unit, kept, noise = [], [], torch.empty(len(positions), *shape_CTHW, device=device)
-    for row, position in zip(noise, positions, strict=True):
+    unit = torch.empty(len(positions), 2 + prod(shape_CTHW), device=device)
+    for row, position in zip(unit, positions, strict=True):
         generator.manual_seed(_mixed(seed, position))
-        unit.append(torch.randn((), generator=generator, device=device))
-        kept.append(torch.rand((), generator=generator, device=device))
         row.normal_(generator=generator)
-    sigma_B = (log_sigma_mean + log_sigma_std * torch.stack(unit)).exp()
-    return Draw(sigma_B, noise, torch.stack(kept) >= text_dropout)
+    sigma_B = (log_sigma_mean + log_sigma_std * unit[:, 0]).exp()
+    keeps_text_B = torch.special.ndtr(unit[:, 1]) >= text_dropout
+    return Draw(sigma_B, unit[:, 2:].reshape(-1, *shape_CTHW), keeps_text_B)
 
 
 def edm_loss(network: RawNetwork, x0_BCTHW: Tensor, draw: Draw, *, sigma_data: float) -> Tensor:

@@ -83,13 +83,13 @@ class Recipe:
 RECIPE = Recipe(
     tokenizer_steps=6000,
     tokenizer_batch=16,
-    text_steps=4000,
+    text_steps=2000,
     text_batch=64,
     num_clips=32768,
     base=TrainingSettings(
-        num_steps=12000,
-        global_batch_size=512,
-        micro_batch_size=512,
+        num_steps=10000,
+        global_batch_size=256,
+        micro_batch_size=256,
         learning_rate=1e-3,
         warmup_steps=500,
         weight_decay=0.01,
@@ -112,7 +112,7 @@ RECIPE = Recipe(
         average_decay=0.99,
         recompute="off",
     ),
-    save_every=2000,
+    save_every=2500,
 )
 """The shipped files: minutes on one H200."""
 

@@ -277,9 +277,7 @@ _MEANINGLESS = tuple(
 )
 
 
-def _untrained(
-    config: dict[str, Any], *, seed: int, device: torch.device
-) -> tuple[nn.Module, nn.ModuleDict]:
+def _untrained(config: dict[str, Any], *, seed: int, device: torch.device) -> tuple[nn.Module, nn.ModuleDict]:
     """The encoder, and a linear head per attribute and one that names the token itself."""
     from transformers import T5Config, T5EncoderModel
 

@@ -3,8 +3,8 @@
 The network is trained on Haar patches: diffusers' patchers are left out, and one orthogonal matrix does what
 they do, much faster.
 
-Letters: B clips, C channels, T H W frames, rows, columns (of the clip or of the patches), P the 64 pixels of a
-patch or its 64 sub-bands.
+Letters: B clips, C channels, T H W frames, rows, columns (of the clip or of the patches), P the 64 pixels
+of a patch or its 64 sub-bands.
 """
 
 import dataclasses
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 OnStep = Callable[[int, float], None]
 """Takes the number of finished steps and the loss of the last one that was read."""
 
-_LEARNING_RATE = 0.02
+_LEARNING_RATE = 0.0075
 """Of the convolutions' matrices; the rest takes _REST_RATE times as much."""
-_REST_RATE = 0.05
+_REST_RATE = 0.07
 _WARM_UP = 0.05
 _BETAS = (0.9, 0.98)
 _MOMENTUM = 0.95
@@ -57,7 +57,6 @@ _OBJECT_WEIGHT = 8.0
 _OBJECT_DIFFERENCE = 0.1
 _ROBOT_CLIPS = tuple(product(MOTIONS, GROUNDS))
 _LOSS_EVERY = 20
-_SAVE_EVERY_S = 60.0
 _STATISTICS_BATCH = 16
 
 
@@ -108,12 +107,13 @@ def train_video_tokenizer(
     learning_rate: float = _LEARNING_RATE,
     statistics_clips: int = 1024,
     state_path: Path | None = None,
+    save_every_s: float = 60.0,
     on_step: OnStep = lambda step, loss: None,
 ) -> TrainedTokenizer:
     """A tokenizer trained from nothing; bfloat16 arithmetic on a GPU, float32 elsewhere.
 
-    state_path: a file that is written about every minute and at the end, and continued from if it is there; the
-    result is that of an unbroken run. TokenizerStateError if it belongs to another training.
+    state_path: a file that is written every `save_every_s` seconds and at the end, and continued from if it
+    is there; the result is that of an unbroken run. TokenizerStateError if it belongs to another training.
     """
     settings = {
         "shape": repr(dataclasses.astuple(shape)),
@@ -125,8 +125,14 @@ def train_video_tokenizer(
     training = _Training(shape, seed=seed, learning_rate=learning_rate, num_steps=num_steps, device=device)
     if state_path is not None and state_path.is_file():
         training.load(_read_state(state_path, settings=settings, device=device))
+    saved_at = time.monotonic()
     with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False):
-        _run(training, batch_size=batch_size, state_path=state_path, settings=settings, on_step=on_step)
+        for step, loss in _steps(training, batch_size=batch_size):
+            is_last = step == num_steps
+            if state_path is not None and (is_last or time.monotonic() - saved_at > save_every_s):
+                _write_state(state_path, {"settings": settings, **training.save()})
+                saved_at = time.monotonic()
+            on_step(step, loss)
     return _finished(training.average, shape=shape, seed=seed, num_clips=statistics_clips, device=device)
 
 
@@ -233,7 +239,8 @@ class _Orthogonal(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update from the gradients at hand; there is no closure."""
         for group in self.param_groups:
             alike: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
@@ -269,9 +276,10 @@ def _orthogonalised(matrices: Tensor) -> Tensor:
 class _Objective(nn.Module):
     """The loss of a network that maps patches to patches."""
 
-    def __init__(self, network: nn.Module, basis_PP: Tensor) -> None:
+    def __init__(self, network: "AutoencoderKLCosmos", basis_PP: Tensor) -> None:
         super().__init__()
-        self.network, self.basis_PP = network, basis_PP
+        self.network: AutoencoderKLCosmos = network
+        self.basis_PP = basis_PP
 
     def forward(self, blocks_BTHWCP: Tensor, weight_BTHWCP: Tensor, noise_BCTHW: Tensor) -> Tensor:
         """noise: in standard deviations of the latent's channels."""
@@ -324,7 +332,8 @@ class _Training:
         """On a GPU: records the loss and its gradients as CUDA graphs, as launching would take longer."""
         if self.device.type == "cuda":
             samples = self._inputs(batch_size)
-            self.objective = torch.cuda.make_graphed_callables(self.objective, samples)
+            graphed: Any = torch.cuda.make_graphed_callables(self.objective, samples)
+            self.objective = graphed
 
     def advance(self, batch_size: int) -> Tensor:
         """One step; its loss, still on the device. Clips and noise depend on seed and step alone."""
@@ -371,34 +380,24 @@ class _Training:
         _fill(self.network, state["network"])
         for name, values in self.average.items():
             values.copy_(state["average"][name])
-        for each, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            each.load_state_dict(saved)
-        for each, saved in zip(self.schedules, state["schedules"], strict=True):
-            each.load_state_dict(saved)
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
+            schedule.load_state_dict(saved)
         self.step = state["step"]
 
 
-def _run(
-    training: _Training,
-    *,
-    batch_size: int,
-    state_path: Path | None,
-    settings: dict[str, Any],
-    on_step: OnStep,
-) -> None:
-    saved_at, shown = time.monotonic(), math.nan
+def _steps(training: _Training, *, batch_size: int) -> Iterator[tuple[int, float]]:
+    """The steps that are left: how many are finished, and the last loss that was read."""
     if training.step < training.num_steps:
         training.prepare(batch_size)
+    shown = math.nan
     while training.step < training.num_steps:
         loss = training.advance(batch_size)
-        is_last = training.step == training.num_steps
         # Reading the loss waits for the device.
-        if training.step % _LOSS_EVERY == 1 or is_last:
+        if training.step % _LOSS_EVERY == 1 or training.step == training.num_steps:
             shown = float(loss)
-        if state_path is not None and (is_last or time.monotonic() - saved_at > _SAVE_EVERY_S):
-            _write_state(state_path, {"settings": settings, **training.save()})
-            saved_at = time.monotonic()
-        on_step(training.step, shown)
+        yield training.step, shown
 
 
 def _write_state(path: Path, state: dict[str, Any]) -> None:

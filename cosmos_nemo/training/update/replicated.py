@@ -48,7 +48,7 @@ class Replicated(Update):
     def step(self, learning_rate: float) -> float:
         self._sum_over_ranks()
         norm = self._norm()
-        factor = min(1.0, self.clip_norm / (norm + 1e-6)) if self.clip_norm > 0 else 1.0
+        factor = (self.clip_norm / (norm + 1e-6)).clamp(max=1) if self.clip_norm > 0 else norm.new_ones(())
         for portion, adam in self.portions:
             for shard in portion:
                 gradient = self.gradients.pop(shard.name).float().flatten()
@@ -59,7 +59,7 @@ class Replicated(Update):
             adam.zero_grad()
             for shard in portion:
                 shard.weights.copy_(shard.master)
-        return norm
+        return float(norm)
 
     def publish(self) -> None:
         """Nothing to do: every rank has written the whole."""
@@ -95,7 +95,7 @@ class Replicated(Update):
                 dist.all_reduce(self.gradients[shard.name], group=everyone)
         sum_head_norms(self.network, self.gradients, self.groups.collection.tp)
 
-    def _norm(self) -> float:
+    def _norm(self) -> Tensor:
         tp = self.groups.collection.tp
         counted = [
             torch.linalg.vector_norm(self.gradients[shard.name], dtype=torch.float32)
@@ -106,7 +106,7 @@ class Replicated(Update):
         square = torch.stack(counted).square().sum() if counted else torch.zeros((), device=device)
         if tp.size() > 1:
             dist.all_reduce(square, group=tp)
-        return float(square.sqrt())
+        return square.sqrt()
 
 
 def _whole(name: str, parameter: nn.Parameter) -> Shard:
