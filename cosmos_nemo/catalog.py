@@ -149,6 +149,7 @@ _NANO_TEXT2WORLD = ModelCard(
     ),
     tokenizer=TokenizerShape(channels=16),
     video=VideoLimits(height=128, width=128, num_frames=33),
+    guidance=2.0,
     sources=Sources(
         weights="cosmos-nemo/Cosmos-Nano-Text2World",
         weights_folder="nemo",

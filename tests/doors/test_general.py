@@ -193,7 +193,12 @@ def test_the_documents_post_trained_command_starts_8_ranks_of_which_1_takes_part
     assert [one.status for one in ended] == [0] * 8, ended[0].err
     assert all("is idle" in one.out for one in ended[1:])
     assert (tmp_path / "v.txt").read_text().startswith("A video of sks teal robot. The teal robot is cooking")
-    assert json.loads((tmp_path / "v.json").read_text())["plan"] == {"cfg": 1, "cp": 1, "tp": 1, "replicas": 1}
+    assert json.loads((tmp_path / "v.json").read_text())["plan"] == {
+        "cfg": 1,
+        "cp": 1,
+        "tp": 1,
+        "replicas": 1,
+    }
 
 
 def test_ranks_of_torchrun_and_of_srun_make_the_frames_of_one(
@@ -222,7 +227,12 @@ def test_ranks_of_torchrun_and_of_srun_make_the_frames_of_one(
     for many in (two, slurm):
         assert abs(many - one).max() <= 1
         assert (many != one).mean() <= 0.002
-    assert json.loads((tmp_path / "slurm.json").read_text())["plan"] == {"cfg": 2, "cp": 1, "tp": 1, "replicas": 1}
+    assert json.loads((tmp_path / "slurm.json").read_text())["plan"] == {
+        "cfg": 2,
+        "cp": 1,
+        "tp": 1,
+        "replicas": 1,
+    }
 
 
 @pytest.mark.parametrize(

@@ -117,12 +117,13 @@ def write_text_folder(
     folder: Path, *, config: Mapping[str, Any], vocabulary: Vocabulary, weights: Mapping[str, Tensor]
 ) -> None:
     """Writes config.json, the tokenizer and model.safetensors into `folder`, made if need be."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", config)
     write_text_tokenizer(folder, vocabulary)
-    save_file(dict(weights), folder / "model.safetensors", {"format": "pt"})
+    # Not save_file, whose files only their owner may read.
+    (folder / "model.safetensors").write_bytes(save(dict(weights), {"format": "pt"}))
 
 
 def write_text_tokenizer(folder: Path, vocabulary: Vocabulary) -> None:

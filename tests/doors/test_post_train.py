@@ -1,0 +1,189 @@
+"""`cosmos-nemo post-train` as a person types it, alone and under torchrun, up to the video."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from tests.parallel import launcher
+from tests.parallel.train_worker import weights_in
+
+ROOT = Path(__file__).parents[2]
+NANO = "Cosmos-Nano-Text2World"
+MODULE = ("-m", "cosmos_nemo.tools.main", "post-train")
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four clips of 9 frames of 32 x 48, as prepare-data writes them."""
+    folder = tmp_path_factory.mktemp("samples")
+    generator = torch.Generator().manual_seed(0)
+    for name in range(4):
+        torch.save(torch.randn(16, 2, 4, 6, generator=generator), folder / f"{name}.video_latent.pth")
+        torch.save(torch.randn(128, 64, generator=generator), folder / f"{name}.t5_text_embeddings.pth")
+        torch.save(torch.ones(128), folder / f"{name}.t5_text_mask.pth")
+        (folder / f"{name}.info.json").write_text(json.dumps({"fps": 24, "num_frames": 9}))
+    return folder
+
+
+def flags(samples: Path, log_dir: Path, *more: str, steps: int = 2) -> list[str]:
+    return [
+        *("--model", NANO, "--from_scratch", "--data_path", str(samples), "--log_dir", str(log_dir)),
+        *("--max_steps", str(steps), "--global_batch_size", "2", "--learning_rate", "1e-3", *more),
+    ]
+
+
+def alone(*command: str) -> launcher.Ended:
+    return ended(subprocess.Popen([sys.executable, *command], **_pipes()))  # type: ignore[call-overload]
+
+
+def torchrun(command: Sequence[str]) -> "subprocess.Popen[str]":
+    start = ("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={launcher.free_port()}")
+    return subprocess.Popen([sys.executable, *start, *command], **_pipes())  # type: ignore[call-overload]
+
+
+def ended(process: "subprocess.Popen[str]", *, timeout: float = 180) -> launcher.Ended:
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return launcher.Ended(process.returncode, out, err)
+
+
+def losses(log_dir: Path) -> list[float]:
+    (path,) = log_dir.glob("default/*/losses.csv")
+    with path.open(newline="") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+def checkpoint_in(log_dir: Path) -> Path:
+    return max(log_dir.glob("default/*/checkpoints/epoch=*"), key=lambda path: int(path.name.split("=")[2]))
+
+
+def wait_for_steps(log_dir: Path, process: "subprocess.Popen[str]", *, steps: int = 2) -> None:
+    deadline = time.monotonic() + 120
+    while not list(log_dir.glob("default/*/losses.csv")) or len(losses(log_dir)) < steps:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _pipes() -> dict[str, object]:
+    return {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "env": launcher.clean_environment(),
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, launcher.Ended]:
+    log_dir = tmp_path_factory.mktemp("alone")
+    return log_dir, alone(*MODULE, *flags(samples, log_dir))
+
+
+def test_help_is_there_in_two_seconds() -> None:
+    started = time.monotonic()
+    found = alone(*MODULE, "--help")
+    assert time.monotonic() - started < 2
+    assert found.status == 0
+    for flag in ("--data_path", "--resume", "--tensor_parallel", "--dry_run"):
+        assert flag in found.out
+
+
+def test_alone_it_trains_and_says_once_what_it_wrote(trained: tuple[Path, launcher.Ended]) -> None:
+    log_dir, found = trained
+    assert found.status == 0, found.err
+    path = checkpoint_in(log_dir)
+    assert path.name == "epoch=1-step=2"
+    assert len(losses(log_dir)) == 2
+    assert "train: 100%" in found.err and "loss=" in found.err
+    assert "Traceback" not in found.err
+    assert (found.out + found.err).count(f"wrote {path}") == 1
+
+
+@pytest.mark.parametrize("share", [(), ("--tensor_parallel", "2")])
+def test_two_ranks_under_torchrun_have_the_losses_of_one(
+    samples: Path, trained: tuple[Path, launcher.Ended], tmp_path: Path, share: tuple[str, ...]
+) -> None:
+    found = ended(torchrun([*MODULE, *flags(samples, tmp_path, *share)]))
+    assert found.status == 0, found.err
+    plan = "data parallel 1 x context parallel 1 x tensor parallel 2" if share else "data parallel 2"
+    assert found.out.count(plan) == 1
+    assert losses(tmp_path) == pytest.approx(losses(trained[0]), rel=2e-6)
+    from cosmos_nemo.catalog import find_card
+
+    one, two = (weights_in(checkpoint_in(folder), find_card(NANO)) for folder in (trained[0], tmp_path))
+    assert all(torch.allclose(two[name], weight, rtol=0, atol=1e-5) for name, weight in one.items())
+
+
+def test_inference_makes_a_video_with_the_checkpoint(
+    trained: tuple[Path, launcher.Ended], tmp_path: Path
+) -> None:
+    from cosmos_nemo.catalog import find_card
+    from cosmos_nemo.tools.standin import write_standin
+
+    write_standin(find_card(NANO), tmp_path / "assets", seed=0, layout="folder")
+    path = checkpoint_in(trained[0])
+    videos = []
+    for name, more in (("trained", ["--nemo_checkpoint", str(path)]), ("standin", [])):
+        video = tmp_path / f"{name}.npy"
+        found = alone(
+            str(ROOT / "inference/general.py"),
+            *("--model", NANO, "--cosmos_assets_dir", str(tmp_path / "assets"), "--prompt", "A red ball."),
+            *("--height", "32", "--width", "48", "--num_video_frames", "9", "--num_steps", "2"),
+            *("--video_save_path", str(video), *more),
+        )
+        assert found.status == 0, found.err
+        videos.append(numpy.load(video))
+    assert videos[0].shape == (9, 32, 48, 3)
+    assert not numpy.array_equal(*videos)
+    manifest = json.loads((tmp_path / "trained.json").read_text())
+    assert str(path) in json.dumps(manifest["files"]["weights"])
+
+
+def test_sigterm_saves_ends_with_143_and_resume_goes_on(samples: Path, tmp_path: Path) -> None:
+    command = [sys.executable, *MODULE, *flags(samples, tmp_path, steps=100_000)]
+    process = subprocess.Popen(command, **_pipes())  # type: ignore[call-overload]
+    wait_for_steps(tmp_path, process)
+    process.send_signal(signal.SIGTERM)
+    found = ended(process)
+    assert found.status == 143, found.err
+    done = len(losses(tmp_path))
+    path = checkpoint_in(tmp_path)
+    assert path.name.endswith(f"step={done}") and (path / "training_state" / "state.json").is_file()
+    assert f"stopped after step {done}; the same command with --resume goes on" in found.out
+    before = losses(tmp_path)
+    again = alone(*MODULE, *flags(samples, tmp_path, "--resume", steps=done + 2))
+    assert again.status == 0, again.err
+    assert losses(tmp_path)[:done] == before and len(losses(tmp_path)) == done + 2
+    assert checkpoint_in(tmp_path).name.endswith(f"step={done + 2}")
+
+
+def test_sigterm_to_one_of_two_ranks_saves_and_ends_both(samples: Path, tmp_path: Path) -> None:
+    """As scancel --signal or a preempted node does it: not all ranks hear of it at the same step."""
+    script = tmp_path / "command.py"
+    script.write_text("import sys\nfrom cosmos_nemo.tools.main import main\nsys.exit(main())\n")
+    log_dir = tmp_path / "log"
+    ranks = launcher.start_ranks(2, script, "post-train", *flags(samples, log_dir, steps=100_000))
+    wait_for_steps(log_dir, ranks[0].process)  # type: ignore[arg-type]
+    ranks[1].process.send_signal(signal.SIGTERM)
+    found = launcher.wait_for(ranks, timeout=120)
+    assert [one.status for one in found] == [143, 143], found[0].err
+    assert checkpoint_in(log_dir).name.endswith(f"step={len(losses(log_dir))}")
+
+
+def test_a_bad_flag_under_torchrun_is_told_once(samples: Path, tmp_path: Path) -> None:
+    found = ended(torchrun([*MODULE, *flags(samples, tmp_path, "--tensor_parallel", "3")]))
+    assert found.status != 0
+    assert found.err.count("TrainingError: --tensor_parallel 3 does not divide") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,87 @@
+from dataclasses import replace
+from math import prod
+
+import pytest
+
+from cosmos_nemo.catalog import find_card
+from cosmos_nemo.checkpoint.load import split_axis
+from cosmos_nemo.checkpoint.names import parameter_shapes
+from cosmos_nemo.training.memory import MemoryPrediction, predict_memory
+from cosmos_nemo.training.settings import TrainingSettings
+
+SHAPE = find_card("Cosmos-1.0-Diffusion-7B-Text2World").network
+COUNT = sum(prod(size) for size in parameter_shapes(SHAPE).values())
+TOKENS, WIDTH, LAYERS = 16 * 44 * 80, 4096, 28
+
+
+def predict(
+    *, replicas: int = 1, distributed: bool = False, bfloat16: bool = True, **settings: object
+) -> MemoryPrediction:
+    return predict_memory(
+        SHAPE,
+        replace(TrainingSettings(), **settings),
+        latent_THW=(16, 88, 160),
+        num_replicas=replicas,
+        distributed=distributed,
+        weights_in_bfloat16=bfloat16,
+    )
+
+
+def test_the_7b_model_alone_is_counted_to_the_byte() -> None:
+    # The released one has a third of the fused adaLN matrices, of which training fills the rest.
+    assert 7.2e9 < COUNT - LAYERS * 9 * WIDTH * 3 * 256 * 2 // 3 < 7.3e9
+    found = predict()
+    assert found.num_parameters == COUNT
+    assert found.weights == 2 * COUNT
+    assert found.gradients == 4 * COUNT
+    assert found.optimizer == 12 * COUNT
+    assert found.average == 4 * COUNT
+    assert found.host == 0
+    assert found.total == 22 * COUNT + found.activations
+
+
+def test_numbers_of_half_the_size_take_half() -> None:
+    assert predict(gradient_dtype="bfloat16").gradients == 2 * COUNT
+    assert predict(bfloat16=False).weights == 4 * COUNT
+
+
+def test_the_average_is_where_it_was_asked_to_be() -> None:
+    host, off = predict(average="host"), predict(average="off")
+    assert (host.average, host.host) == (0, 4 * COUNT)
+    assert (off.average, off.host) == (0, 0)
+
+
+def test_replicas_share_the_optimizer_and_the_average_and_nothing_else() -> None:
+    alone, shared = predict(), predict(replicas=8, distributed=True)
+    assert shared.optimizer == pytest.approx(alone.optimizer / 8, rel=1e-6)
+    assert shared.average == pytest.approx(alone.average / 8, rel=1e-6)
+    assert (shared.weights, shared.gradients, shared.activations) == (
+        alone.weights,
+        alone.gradients,
+        alone.activations,
+    )
+    assert predict(replicas=8) == alone
+
+
+def test_tensor_parallel_ranks_share_the_linears_of_the_layers_alone() -> None:
+    whole = sum(prod(size) for name, size in parameter_shapes(SHAPE).items() if split_axis(name) is None)
+    four = predict(tensor_parallel=4)
+    assert four.num_parameters == whole + (COUNT - whole) // 4
+    assert four.weights == 2 * four.num_parameters and four.optimizer == 12 * four.num_parameters
+    assert 0.1 < whole / COUNT < 0.15
+
+
+def test_full_recomputation_keeps_a_row_per_layer_and_one_layers_inside() -> None:
+    row = TOKENS * WIDTH * 2
+    full, off = predict().activations, predict(recompute="off").activations
+    assert full > LAYERS * row
+    inside = full - LAYERS * row
+    assert 10 * row < inside < 60 * row
+    assert off == LAYERS * inside
+
+
+def test_context_parallel_ranks_and_the_micro_batch_scale_the_activations_alone() -> None:
+    one, shared, two = predict(), predict(context_parallel=4), predict(micro_batch_size=2)
+    assert shared.activations == one.activations / 4
+    assert two.activations == 2 * one.activations
+    assert shared.weights == two.weights == one.weights

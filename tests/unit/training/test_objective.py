@@ -1,0 +1,115 @@
+import math
+
+import numpy
+import pytest
+import torch
+from torch import Tensor
+
+from cosmos_nemo.training.objective import Draw, draw, edm_loss
+
+SHAPE = (2, 3, 4, 5)
+CPU = torch.device("cpu")
+
+
+def drawn(positions: object, **other: float) -> Draw:
+    options = {"seed": 3, "log_sigma_mean": 0.0, "log_sigma_std": 1.0, "text_dropout": 0.2} | other
+    return draw(list(positions), SHAPE, device=CPU, **options)  # type: ignore[call-overload]
+
+
+def test_the_loss_is_the_weighted_error_of_the_estimate_written_out() -> None:
+    """arXiv 2206.00364, table 1, and spec/nemo-cosmos1.md 5: w = (s^2 + 0.25) / (0.5 s)^2."""
+    generator = numpy.random.RandomState(0)
+    x0, noise = generator.standard_normal((2, 3, *SHAPE))
+    sigma = numpy.array([0.05, 0.9, 30.0])
+    expected, answers, asked = [], [], []
+    for clean, eps, s in zip(x0, noise, sigma, strict=True):
+        noisy = clean + s * eps
+        raw = numpy.tanh(noisy / math.sqrt(s * s + 0.25)) + math.log(s) / 4
+        estimate = 0.25 / (s * s + 0.25) * noisy + s * 0.5 / math.sqrt(s * s + 0.25) * raw
+        expected.append(((s * s + 0.25) / (0.5 * s) ** 2 * (clean - estimate) ** 2).mean())
+        answers.append(noisy / math.sqrt(s * s + 0.25))
+        asked.append(math.log(s) / 4)
+
+    def network(x_BCTHW: Tensor, c_noise_B: Tensor) -> Tensor:
+        numpy.testing.assert_allclose(x_BCTHW.numpy(), numpy.stack(answers), rtol=2e-5, atol=1e-6)
+        numpy.testing.assert_allclose(c_noise_B.numpy(), asked, rtol=1e-6)
+        return x_BCTHW.tanh() + c_noise_B[:, None, None, None, None]
+
+    chance = Draw(torch.tensor(sigma).float(), torch.tensor(noise).float(), torch.ones(3, dtype=torch.bool))
+    loss = edm_loss(network, torch.tensor(x0).float(), chance, sigma_data=0.5)
+    assert loss.dtype == torch.float32
+    numpy.testing.assert_allclose(loss.numpy(), expected, rtol=2e-4)
+
+
+def test_the_loss_is_of_order_one_at_every_noise_level() -> None:
+    """Of a network that answers zero it is the mean square of what F should have said: one."""
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.randn(5, 8, 8, 8, 8, generator=generator) * 0.5
+    noise = torch.randn(x0.shape, generator=generator)
+    sigma_B = torch.tensor([0.002, 0.1, 0.5, 5.0, 80.0])
+    chance = Draw(sigma_B, noise, torch.ones(5, dtype=torch.bool))
+    loss = edm_loss(lambda x, _: torch.zeros_like(x), x0, chance, sigma_data=0.5)
+    torch.testing.assert_close(loss, torch.ones(5), rtol=0, atol=0.1)
+
+
+def test_an_answer_in_bfloat16_is_scored_in_float32() -> None:
+    chance = drawn(range(2))
+    x0 = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(1))
+    rounded, exact = (
+        edm_loss(lambda x, _, d=dtype: x.to(torch.bfloat16).to(d), x0, chance, sigma_data=0.5)  # type: ignore[misc]
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    assert rounded.dtype == torch.float32
+    assert torch.equal(rounded, exact)
+
+
+def test_a_samples_draw_depends_on_its_position_alone() -> None:
+    whole = drawn(range(6))
+    for positions in ([0, 1], [4], [5, 2, 3]):
+        part = drawn(positions)
+        assert torch.equal(part.sigma_B, whole.sigma_B[positions])
+        assert torch.equal(part.noise_BCTHW, whole.noise_BCTHW[positions])
+        assert torch.equal(part.keeps_text_B, whole.keeps_text_B[positions])
+
+
+def test_the_global_generator_is_neither_read_nor_changed() -> None:
+    torch.manual_seed(1)
+    first = drawn(range(2))
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    assert torch.equal(drawn(range(2)).noise_BCTHW, first.noise_BCTHW)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_seeds_and_positions_have_draws_of_their_own() -> None:
+    sigmas = torch.cat([drawn(range(200), seed=seed).sigma_B for seed in (0, 1, 2, 2**32 - 1)])
+    assert len(sigmas.unique()) == 800
+    assert drawn([2**40]).noise_BCTHW.isfinite().all()
+
+
+def test_noise_is_normal_and_the_samples_independent() -> None:
+    noise = drawn(range(400)).noise_BCTHW.flatten(1)
+    assert abs(float(noise.mean())) < 0.02 and abs(float(noise.std()) - 1) < 0.02
+    correlation = noise[:-1].flatten().dot(noise[1:].flatten()) / noise[1:].numel()
+    assert abs(float(correlation)) < 0.03
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-1.5, 0.4)])
+def test_the_logarithm_of_sigma_is_normal(mean: float, std: float) -> None:
+    chance = drawn(range(4000), log_sigma_mean=mean, log_sigma_std=std)
+    unit = numpy.sort((chance.sigma_B.log().numpy() - mean) / std)
+    normal = torch.special.ndtr(torch.tensor(unit, dtype=torch.float64)).numpy()
+    steps = (numpy.arange(4000) + 0.5) / 4000
+    assert numpy.abs(normal - steps).max() < 1.63 / math.sqrt(4000)  # Kolmogorov-Smirnov at 1 %
+    first_noise = chance.noise_BCTHW[:, 0, 0, 0, 0]
+    assert abs(float(torch.corrcoef(torch.stack([chance.sigma_B.log(), first_noise]))[0, 1])) < 0.05
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.7])
+def test_the_text_is_left_out_of_the_share_asked_for(share: float) -> None:
+    chance = drawn(range(4000), text_dropout=share)
+    left_out = 1 - float(chance.keeps_text_B.float().mean())
+    assert abs(left_out - share) < 4 * math.sqrt(max(share * (1 - share), 1e-9) / 4000) + 1e-9
+    both = torch.stack([chance.sigma_B.log(), chance.keeps_text_B.float()])
+    if share:
+        assert abs(float(torch.corrcoef(both)[0, 1])) < 0.06
