@@ -76,7 +76,10 @@ class Verdict:
 
 
 def judge(frames_THWC: Frames) -> Verdict:
-    """What a video of one object on a plain ground shows; frames uint8, two or more."""
+    """What a video of one object on a plain ground shows; frames uint8, two or more.
+
+    Two objects of one colour, or one in tatters, still have that colour, but no clear shape or motion.
+    """
     ground_C = _ground_colour(frames_THWC)
     if ground_C is None:
         return Verdict(UNCLEAR, UNCLEAR, UNCLEAR, UNCLEAR)
@@ -84,7 +87,7 @@ def judge(frames_THWC: Frames) -> Verdict:
     seen_THW = _object_mask(frames_THWC, ground_C)
     blob_THW = _largest_blob(seen_THW)
     if not _is_one_object(seen_THW, blob_THW):
-        return Verdict(UNCLEAR, UNCLEAR, UNCLEAR, ground)
+        return Verdict(_colour(frames_THWC, seen_THW), UNCLEAR, UNCLEAR, ground)
     return Verdict(_colour(frames_THWC, blob_THW), _shape(blob_THW), _motion(blob_THW), ground)
 
 

@@ -96,7 +96,7 @@ def _add_request(group: argparse._ArgumentGroup) -> None:
         "--negative_prompt", default=DEFAULT_NEGATIVE_PROMPT, help='what to avoid; "" for none'
     )
     group.add_argument("--subject_name", default="", help="the subject a post-trained model learned")
-    group.add_argument("--guidance", type=float, default=None, help="g of cond + g (cond - uncond); the model's, 7")
+    group.add_argument("--guidance", type=float, default=None, help="g of cond + g (cond - uncond); 7")
     group.add_argument("--sampler", default=None, metavar="NAME", help=", ".join(SAMPLER_NAMES) + "; RES")
     group.add_argument("--num_steps", type=float, default=None, help="sampling steps; 35")
     group.add_argument(

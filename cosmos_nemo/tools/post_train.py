@@ -4,9 +4,10 @@ Several ranks: `torchrun --nproc_per_node=8 -m cosmos_nemo.tools.main post-train
 """
 
 import argparse
+import math
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +32,12 @@ class Asked:
     """The flags, parsed."""
 
     run: "Run"
-    data_path: Path
-    cache_bytes: int
-    dry_run: bool
+    """As long as the weights are not looked for: of the card as released, from scratch."""
+    flags: argparse.Namespace
+
+    @property
+    def dry_run(self) -> bool:
+        return bool(self.flags.dry_run)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,26 +100,25 @@ def run(args: argparse.Namespace) -> int:
 
 def _asked(args: argparse.Namespace) -> Asked:
     from cosmos_nemo.training.post_train import Run
+    from cosmos_nemo.training.settings import TrainingError
 
     if args.from_scratch and args.nemo_checkpoint is not None:
-        from cosmos_nemo.training.settings import TrainingError
-
         raise TrainingError("--from_scratch and --nemo_checkpoint exclude each other. Pass one of them.")
-    card, start = _card_and_start(args)
+    for flag in ("save_every", "keep_states", "cache_gib"):
+        if not 0 <= getattr(args, flag) < math.inf:
+            raise TrainingError(f"--{flag} {getattr(args, flag)} must be at least 0.")
     return Asked(
         run=Run(
-            card=card,
+            card=find_card(args.model),
             settings=_settings(args),
-            start=start,
+            start=None,
             log_dir=args.log_dir,
             resume=args.resume,
             save_every=args.save_every,
             keep_states=args.keep_states,
             saves=not args.no_save,
         ),
-        data_path=args.data_path,
-        cache_bytes=int(args.cache_gib * 2**30),
-        dry_run=args.dry_run,
+        flags=args,
     )
 
 
@@ -128,12 +131,14 @@ def _settings(args: argparse.Namespace) -> "TrainingSettings":
     return TrainingSettings(num_steps=args.max_steps, context_parallel=args.cp_size, **same)
 
 
-def _card_and_start(args: argparse.Namespace) -> tuple[ModelCard, Path | None]:
-    """The card, with what the checkpoint's card.json says, and the checkpoint; None: from scratch."""
+def _card_and_start(card: ModelCard, args: argparse.Namespace) -> tuple[ModelCard, Path | None]:
+    """The card, with what the checkpoint's card.json says, and the checkpoint.
+
+    None: from scratch, or a dry run found none.
+    """
     from cosmos_nemo.checkpoint.card_file import read_card_file
     from cosmos_nemo.checkpoint.locate import locate, weights_of
 
-    card = find_card(args.model)
     if args.from_scratch:
         return card, None
     start = locate(
@@ -146,39 +151,66 @@ def _card_and_start(args: argparse.Namespace) -> tuple[ModelCard, Path | None]:
 
 
 def _serve(asked: Asked, company: "Company", environ: Mapping[str, str]) -> int:
+    from cosmos_nemo.checkpoint.card_file import read_card_file
     from cosmos_nemo.job import device_of
+    from cosmos_nemo.training.post_train import state_to_resume
     from cosmos_nemo.training.prepared_folder import PreparedFolder
     from cosmos_nemo.training.settings import validate
 
-    run, ranks = asked.run, company.ranks
-    validate(run.settings, run.card, num_ranks=ranks.num_ranks)
-    data = PreparedFolder(asked.data_path, cache_bytes=asked.cache_bytes)
-    data.check(run.card)
+    flags, ranks, settings = asked.flags, company.ranks, asked.run.settings
+    num_ranks = ranks.num_ranks
+    if asked.dry_run:  # plans for the ranks that the flags ask for, whether or not they run
+        num_ranks = max(num_ranks, settings.tensor_parallel * settings.context_parallel)
+    validate(settings, asked.run.card, num_ranks=num_ranks)
+    state = state_to_resume(asked.run)
+    if state is not None:  # the weights that the run began with are needed no more
+        card, start = with_overrides(asked.run.card, read_card_file(state)), None
+    else:
+        card, start = _card_and_start(asked.run.card, flags)
+    validate(settings, card, num_ranks=num_ranks)
+    run = replace(asked.run, card=card, start=start)
+    data = PreparedFolder(flags.data_path, cache_bytes=int(flags.cache_gib * 2**30))
+    data.check(card)
     device = device_of(ranks)
     if ranks.rank == 0:
-        print(_describe(run, data, num_ranks=ranks.num_ranks, device=device))
+        begin = _beginning(state, start, from_scratch=flags.from_scratch)
+        print(_describe(run, data, begin=begin, num_ranks=num_ranks, device=device))
     if asked.dry_run:
         return 0
     check_same_device(company, device.type)
-    return _train(asked, data, company, device)
+    return _train(run, flags, data, company, device)
 
 
-def _train(asked: Asked, data: "PreparedFolder", company: "Company", device: "torch.device") -> int:
+def _beginning(state: Path | None, start: Path | None, *, from_scratch: bool) -> str:
+    if state is not None:
+        return f"continuing {state}"
+    if from_scratch:
+        return "from scratch"
+    return f"from {start}" if start is not None else "weights not here: a run would look for them on the hub"
+
+
+def _train(
+    run: "Run",
+    flags: argparse.Namespace,
+    data: "PreparedFolder",
+    company: "Company",
+    device: "torch.device",
+) -> int:
     import torch
 
     from cosmos_nemo.parallel.groups import start
     from cosmos_nemo.training.post_train import plan_of, post_train
 
-    plan = plan_of(asked.run.settings, num_ranks=company.ranks.num_ranks)
+    plan = plan_of(run.settings, num_ranks=company.ranks.num_ranks)
     groups = start(company.ranks, plan=plan, store=company.store, device=device)
     ended = post_train(
-        asked.run,
+        run,
         data,
         groups=groups,
         device=device,
         dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
-        facts={"data": str(asked.data_path), "versions": versions()},
-        on_step=_progress(asked.run, groups),
+        facts={"data": str(flags.data_path), "versions": versions()},
+        on_step=_progress(run, groups),
         wants_to_stop=_terminated(),
     )
     if groups.rank == 0:
@@ -186,7 +218,9 @@ def _train(asked: Asked, data: "PreparedFolder", company: "Company", device: "to
     return 0 if ended.is_complete else _TERMINATED
 
 
-def _describe(run: "Run", data: "PreparedFolder", *, num_ranks: int, device: "torch.device") -> str:
+def _describe(
+    run: "Run", data: "PreparedFolder", *, begin: str, num_ranks: int, device: "torch.device"
+) -> str:
     from cosmos_nemo.training.memory import predict_memory
     from cosmos_nemo.training.post_train import plan_of
     from cosmos_nemo.training.update.choose import form_of_update
@@ -208,7 +242,7 @@ def _describe(run: "Run", data: "PreparedFolder", *, num_ranks: int, device: "to
     }
     return "\n".join(
         [
-            f"{run.card.name}, {'from scratch' if run.start is None else f'from {run.start}'}",
+            f"{run.card.name}, {begin}",
             f"{len(data)} samples, latent {' x '.join(map(str, data.latent_shape))}, {data.fps:g} fps: "
             f"{settings.global_batch_size / len(data):.3g} epochs a step",
             f"{num_ranks} rank(s): data parallel {plan.replicas} x context parallel {plan.cp} x tensor "
@@ -255,9 +289,11 @@ def _terminated() -> Callable[[], bool]:
 def _report(ended: "Ended", device: "torch.device") -> None:
     import torch
 
+    from cosmos_nemo.training.nemo_checkpoint import STATE
+
     if device.type == "cuda":
         print(f"peak {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB of GPU memory")
-    if ended.checkpoint is not None:
-        print(f"wrote {ended.checkpoint}")
     if not ended.is_complete:
-        print(f"stopped after step {ended.step}; the same command with --resume goes on")
+        has_state = ended.checkpoint is not None and (ended.checkpoint / STATE).is_dir()
+        way_on = "the same command with --resume goes on" if has_state else "no training state was written"
+        print(f"stopped after step {ended.step}; {way_on}")

@@ -14,7 +14,7 @@ from cosmos_nemo.parallel.groups import Groups
 from cosmos_nemo.training.average import Average
 from cosmos_nemo.training.data import Batch, Dataset, sample_index
 from cosmos_nemo.training.objective import draw, edm_loss
-from cosmos_nemo.training.settings import TrainingSettings
+from cosmos_nemo.training.settings import TrainingError, TrainingSettings
 from cosmos_nemo.training.update.base import Update
 
 
@@ -29,7 +29,7 @@ class StepReport:
     seconds: float
 
 
-class LossError(ArithmeticError):
+class LossError(TrainingError):
     """A loss or a gradient that is no number."""
 
 

@@ -9,8 +9,9 @@ from cosmos_nemo.checkpoint.names import parameter_shapes
 from cosmos_nemo.training.settings import TrainingSettings
 
 _FLOAT32, _BFLOAT16 = 4, 2
-_WIDTHS_IN_A_LAYER = 34
-"""Values of a layer that live at its backward pass, per token and in units of the width."""
+_WIDTHS_IN_A_LAYER = 36
+"""Values of a layer that live at its backward pass, per token and in units of the width: from the peaks
+measured with the 7B on one and two H200s (docs/performance.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class MemoryPrediction:
     """Masters and Adam's two moments, float32."""
     average: int
     activations: int
+    """What comes on top of all this at the worst moment."""
     host: int
     """Of the host's memory."""
 
@@ -52,24 +54,27 @@ def predict_memory(
     gradient = _FLOAT32 if settings.gradient_dtype == "float32" else _BFLOAT16
     value = _BFLOAT16 if weights_in_bfloat16 else _FLOAT32
     average = share * _FLOAT32
+    kept, inside = _activations(shape, settings, latent_THW=latent_THW, value=value)
+    if not distributed:  # gradients come into being while the kept activations go
+        kept = max(kept - count * gradient, 0)
     return MemoryPrediction(
         num_parameters=count,
         weights=count * value,
         gradients=count * gradient,
         optimizer=share * 3 * _FLOAT32,
         average=average if settings.average == "sharded" else 0,
-        activations=_activations(shape, settings, latent_THW=latent_THW, value=value),
+        activations=kept + inside,
         host=average if settings.average == "host" else 0,
     )
 
 
 def _activations(
     shape: DiTShape, settings: TrainingSettings, *, latent_THW: tuple[int, int, int], value: int
-) -> int:
-    """One input per layer with full recomputation, and one layer's inside; else every layer's inside."""
+) -> tuple[int, int]:
+    """What all layers keep for the backward pass, and the inside of the one that is computed."""
     tokens = prod(latent_THW) // shape.patch_size**2 * settings.micro_batch_size
     row = -(-tokens // settings.context_parallel) * shape.hidden_size * value
     inside = _WIDTHS_IN_A_LAYER * row
     if settings.recompute == "full":
-        return shape.num_layers * row + inside
-    return shape.num_layers * inside
+        return shape.num_layers * row, inside
+    return (shape.num_layers - 1) * inside, inside

@@ -41,12 +41,18 @@ def save(training: Training, folder: Path, *, keep_states: int, context: Mapping
     partial = folder / f".{target.name}.partial"
     world = training.groups.world
     only_rank_zero(lambda: _start_anew(partial), world)
-    if keep_states > 0:
-        everywhere(lambda: write_part(training, partial / STATE), world)
-    weights = _whole_weights(training)
-    only_rank_zero(
-        lambda: _finish(training, weights, partial, target, keep_states=keep_states, context=context), world
-    )
+    try:
+        if keep_states > 0:
+            everywhere(lambda: write_part(training, partial / STATE), world)
+        weights = _whole_weights(training)
+        only_rank_zero(
+            lambda: _finish(training, weights, partial, target, keep_states=keep_states, context=context),
+            world,
+        )
+    except BaseException:
+        if training.groups.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
     return target
 
 
@@ -57,7 +63,8 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def _start_anew(partial: Path) -> None:
-    shutil.rmtree(partial, ignore_errors=True)
+    for left in partial.parent.glob(".*.partial"):  # by a kill
+        shutil.rmtree(left, ignore_errors=True)
     (partial / STATE).mkdir(parents=True)
 
 

@@ -81,7 +81,7 @@ def post_train(
     A run that was stopped or killed goes on from its last checkpoint with `resume`, with the losses that it
     would have had. `facts` go into each checkpoint's context.
     """
-    state = rank_zero(lambda: _state_to_resume(run), groups.world)
+    state = rank_zero(lambda: state_to_resume(run), groups.world)
     folder = rank_zero(lambda: _run_folder(run, state), groups.world)
     training = everywhere(
         lambda: _start(run, dataset, groups=groups, device=device, dtype=dtype, state=state), groups.world
@@ -103,7 +103,7 @@ def post_train(
     return Ended(training.step, training.step >= run.settings.num_steps, checkpoint)
 
 
-def _state_to_resume(run: Run) -> Path | None:
+def state_to_resume(run: Run) -> Path | None:
     """The checkpoint to continue from; TrainingError if the one that was named has no training state."""
     if run.resume is False:
         return None
@@ -124,8 +124,11 @@ def _state_to_resume(run: Run) -> Path | None:
 
 
 def _run_folder(run: Run, state: Path | None) -> Path:
-    """The folder of this run: of the one it continues, or a new one named by the time, as NeMo does."""
-    if state is not None and state.parent.name == _CHECKPOINTS:
+    """The folder of the run that it continues, or a new one named by the time, as NeMo does.
+
+    A new one too if the state is not the newest there: else the next --resume would take the other branch.
+    """
+    if state is not None and state.parent.name == _CHECKPOINTS and checkpoints(state.parent)[-1] == state:
         return state.parent.parent
     named = run.log_dir / "default" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     folder, number = named, 1

@@ -84,6 +84,10 @@ def validate(settings: TrainingSettings, card: ModelCard, *, num_ranks: int) -> 
         if not 0 <= number < below:
             most = "" if below == math.inf else f" and below {below:g}"
             raise TrainingError(f"{flag} {number:g} must be at least 0{most}.")
+    if not math.isfinite(settings.log_sigma_mean):
+        raise TrainingError(f"--log_sigma_mean {settings.log_sigma_mean:g} must be finite.")
+    if not 0 <= settings.seed < 2**32:
+        raise TrainingError(f"--seed {settings.seed} must be at least 0 and below 2^32 = {2**32}.")
     for flag, choice, choices in (
         ("--average", settings.average, AVERAGES),
         ("--recompute", settings.recompute, RECOMPUTE),

@@ -71,6 +71,7 @@ def restore(training: Training, folder: Path) -> list[str]:
             "continue with the same, or start anew from its weights with --nemo_checkpoint."
         )
     parts = [_read_part(folder / _part_name(tp.rank(), part)) for part in range(found["num_parts"])]
+    _check_shapes(training, parts, folder=folder)
     for shard in training.update.shards:
         for name, target in _targets(training, shard).items():
             _fill(target, shard, parts, kind=name, folder=folder)
@@ -95,7 +96,10 @@ def _targets(training: Training, shard: Shard) -> dict[str, Tensor]:
 
 
 def _piece(training: Training, shard: Shard) -> dict[str, Any]:
-    return {"start": shard.start, "stop": shard.stop, **_targets(training, shard)}
+    # Clones: a view would be saved with all that it is a view of.
+    tensors = {name: target.detach().clone() for name, target in _targets(training, shard).items()}
+    shape = list(shard.parameter.shape)
+    return {"shape": shape, "start": shard.start, "stop": shard.stop, **tensors}
 
 
 def _read_part(path: Path) -> dict[str, dict[str, Any]]:
@@ -107,6 +111,18 @@ def _read_part(path: Path) -> dict[str, dict[str, Any]]:
             f"{path} is missing or damaged ({reason}): continue from an older checkpoint with --resume PATH."
         ) from error
     return part
+
+
+def _check_shapes(training: Training, parts: list[dict[str, dict[str, Any]]], *, folder: Path) -> None:
+    ours = {name: list(parameter.shape) for name, parameter in training.network.named_parameters()}
+    theirs = {name: piece["shape"] for part in parts for name, piece in part.items()}
+    differing = sorted(name for name in theirs if theirs[name] != ours.get(name))
+    if differing:
+        name = differing[0]
+        raise TrainingError(
+            f"{folder} holds {name} of shape {theirs[name]}, the network {ours.get(name, 'no such weight')}: "
+            "is it of another model?"
+        )
 
 
 def _fill(
@@ -133,7 +149,9 @@ def _description(folder: Path) -> dict[str, Any]:
     path = folder / _STATE_FILE
     try:
         text: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        for name in ("step", "tensor_parallel", "num_parts", "average_updates", "num_samples", "settings"):
+            text[name]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(
             f"{path} is missing or damaged ({error}): pass the folder of a checkpoint that holds a "
             "training_state, or start anew."

@@ -118,23 +118,34 @@ def _weights(folder: Path, name: str, *, step: int = 3) -> dict[str, Tensor]:
     return worker.weights_in(worker.checkpoint_of(folder, name, step=step))
 
 
-def _mean_difference(some: dict[str, Tensor], others: dict[str, Tensor]) -> float:
-    """Per element: Adam makes whole steps of the rounding of the few gradients that are almost zero."""
-    differences = [(others[name].float() - weight.float()).abs().flatten() for name, weight in some.items()]
-    return float(torch.cat(differences).mean())
+def _difference(some: dict[str, Tensor], others: dict[str, Tensor]) -> float:
+    """The largest mean over one tensor; single weights differ, as Adam makes whole steps of rounding."""
+    return max(float((others[name] - value).abs().mean()) for name, value in some.items())
 
 
-def _assert_same_training(
-    folder: Path, one: str, other: str, *, loss: float = 1e-5, weights: float = 1e-5
-) -> None:
-    """`loss`: relative. `weights`: absolute; the learning rate is 1e-3, so a wrong step is far more."""
+def _assert_same_training(folder: Path, one: str, other: str) -> None:
+    """The learning rate is 1e-3, so a wrong step moves a tensor a hundred times more than is allowed."""
     ours, theirs = worker.told(folder, one), worker.told(folder, other)
+    difference = _difference(_weights(folder, one), _weights(folder, other))
     print(f"{one} and {other}: {ours['losses']} {theirs['losses']} {ours['norms']} {theirs['norms']}")
-    assert theirs["losses"] == pytest.approx(ours["losses"], rel=loss)
-    assert theirs["norms"] == pytest.approx(ours["norms"], rel=10 * loss)
-    difference = _mean_difference(_weights(folder, one), _weights(folder, other))
     print(f"{one} and {other}: mean difference of the weights {difference:.2e}")
-    assert difference < weights
+    assert theirs["losses"] == pytest.approx(ours["losses"], rel=1e-5)
+    assert theirs["norms"] == pytest.approx(ours["norms"], rel=1e-4)
+    assert difference < 1e-5
+
+
+def _assert_same_bfloat16_training(folder: Path, one: str, other: str) -> None:
+    ours, theirs = worker.told(folder, one), worker.told(folder, other)
+    masters = [
+        {parameter: piece["master"] for parameter, piece in _state(folder, name, step=3).items()}
+        for name in (one, other)
+    ]
+    difference = _difference(*masters)
+    print(f"{one} and {other}: {ours['losses']} {theirs['losses']} {ours['norms']} {theirs['norms']}")
+    print(f"{one} and {other}: mean difference of the masters {difference:.2e}")
+    assert theirs["losses"] == pytest.approx(ours["losses"], rel=1e-3)
+    assert theirs["norms"] == pytest.approx(ours["norms"], rel=1e-2)
+    assert difference < 2e-4
 
 
 def test_the_distributed_update_is_the_replicated_one_on_one_gpu(folder: Path) -> None:
@@ -150,13 +161,10 @@ def test_both_report_the_norm_of_gradients_that_are_not_clipped(folder: Path) ->
 
 
 def test_both_updates_train_a_bfloat16_network_alike(folder: Path) -> None:
-    _assert_same_training(folder, "bf16", "bf16_distributed", loss=1e-4, weights=5e-5)
-    states = [_state(folder, name, step=3) for name in ("bf16", "bf16_distributed")]
-    rounded = [
-        float((piece["master"] != piece["master"].bfloat16()).float().mean()) for piece in states[1].values()
-    ]
-    assert max(rounded) > 0.9, "the masters are no finer than the weights"
-    assert states[0].keys() == states[1].keys()
+    _assert_same_bfloat16_training(folder, "bf16", "bf16_distributed")
+    masters = [piece["master"] for piece in _state(folder, "bf16_distributed", step=3).values()]
+    finer = [float((master != master.bfloat16()).float().mean()) for master in masters]
+    assert max(finer) > 0.9, "the masters are no finer than the weights"
 
 
 def test_an_average_in_host_memory_is_the_one_on_the_gpu(folder: Path) -> None:
@@ -174,7 +182,7 @@ def test_two_gpus_train_as_one(of_two: Path, case: Case) -> None:
 
 
 def test_two_gpus_train_a_bfloat16_network_as_one(of_two: Path) -> None:
-    _assert_same_training(of_two, "bf16", "bf16_dp2", loss=1e-3, weights=5e-5)
+    _assert_same_bfloat16_training(of_two, "bf16", "bf16_dp2")
 
 
 def test_two_gpus_share_masters_moments_and_average(of_two: Path) -> None:
@@ -214,7 +222,7 @@ def test_one_gpu_goes_on_where_two_stopped(of_two: Path) -> None:
     assert resumed["steps"] == [4, 5, 6]
     assert resumed["losses"] == pytest.approx(six["losses"][3:], rel=1e-5)
     one, two = (_weights(of_two, name, step=6) for name in ("six_on_one", "to_one"))
-    assert _mean_difference(one, two) < 1e-5
+    assert _difference(one, two) < 1e-5
 
 
 def _state(folder: Path, name: str, *, step: int) -> dict[str, dict[str, Tensor]]:

@@ -4,6 +4,8 @@ megatron-core 0.15 allocates their buffers on the current CUDA device and takes 
 ranks train by update/replicated.py, which computes the same.
 """
 
+import math
+
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
@@ -94,7 +96,7 @@ def _config(network: Cosmos1DiT, settings: TrainingSettings) -> OptimizerConfig:
         weight_decay=settings.weight_decay,
         adam_beta1=settings.adam_betas[0],
         adam_beta2=settings.adam_betas[1],
-        clip_grad=settings.clip_norm,
+        clip_grad=settings.clip_norm or math.inf,  # with 0 Megatron does not even work out the norm
         bf16=network.dtype == torch.bfloat16,
         params_dtype=network.dtype,
         use_distributed_optimizer=True,

@@ -228,9 +228,16 @@ def too_small() -> Frames:
     return add(blank(), size=12)
 
 
-@pytest.mark.parametrize("draw", [two_objects, vanishing, growing, too_small])
-def test_what_is_not_one_lasting_object_is_unclear(draw: Callable[[], Frames]) -> None:
-    assert judge(draw()) == Verdict(UNCLEAR, UNCLEAR, UNCLEAR, "dark")
+@pytest.mark.parametrize(
+    ("draw", "colour"), [(two_objects, "red"), (growing, "red"), (too_small, "red"), (vanishing, UNCLEAR)]
+)
+def test_what_is_not_one_lasting_object_has_at_most_a_colour(draw: Callable[[], Frames], colour: str) -> None:
+    assert judge(draw()) == Verdict(colour, UNCLEAR, UNCLEAR, "dark")
+
+
+def test_two_objects_of_two_colours_have_none() -> None:
+    frames = add(add(blank(), way=lambda time: (30, 30)), way=lambda time: (95, 95), ink=GREEN)
+    assert judge(frames).colour == UNCLEAR
 
 
 def test_a_changing_colour_is_unclear() -> None:

@@ -137,7 +137,7 @@ def test_many_small_bfloat16_gradients_add_up_in_float32() -> None:
     )
 
 
-def test_portions_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_portions_change_neither_weights_nor_moments(monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for at_once in (2**28, 5000):
         monkeypatch.setattr(replicated, "_AT_ONCE", at_once)
@@ -146,9 +146,8 @@ def test_portions_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         for step in range(2):
             loss_of(module, seed=step).backward()
             update.step(1e-3)
-        results.append(
-            (len(update.portions), [parameter.detach().clone() for parameter in module.parameters()])
-        )
+        moments = [moment for shard in update.shards for moment in update.moments(shard).values()]
+        results.append((len(update.portions), [*module.parameters(), *moments]))
     (one, whole), (many, parts) = results
     assert one == 1 and many > 5
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
