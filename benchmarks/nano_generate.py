@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -24,11 +25,12 @@ from cosmos_nemo.sampling.denoiser import EdmDenoiser, branches_needed, guided
 from cosmos_nemo.sampling.noise import draw_noise
 from cosmos_nemo.sampling.samplers import SAMPLERS
 from cosmos_nemo.stages.prompt import with_subject
+from cosmos_nemo.stages.text_encoder import TextEncoder
 
 MODEL = "Cosmos-Nano-Text2World"
 MISTAKES = ("none", "guidance_sign", "rope_axes", "text_shift", "sigmas_reversed")
 SHIFT = 4
-"""Rows by which the mistake text_shift moves the text: past the article, the colour and the shape."""
+"""Tokens by which the mistake text_shift moves the mask: past the article, the colour and the shape."""
 
 OnBatch = Callable[[int, int], None]
 """Called after each batch with the number of videos made, and of all."""
@@ -82,12 +84,11 @@ class Generator:
         """Embeddings [N, L, D] of the prompts and [1, L, D] of the negative one; "" is zeros."""
         request = self.job.request
         whole = [with_subject(prompt, request.subject_name) for prompt in prompts]
-        with self.text_encoder as encode:
+        with self.text_encoder as stage:
+            encode = partial(shifted, stage) if self.mistake == "text_shift" else stage
             prompt_NLD = encode(whole)
             negative = request.negative_prompt
             negative_1LD = encode([negative]) if negative else torch.zeros_like(prompt_NLD[:1])
-        if self.mistake == "text_shift":
-            return shifted(prompt_NLD), shifted(negative_1LD)
         return prompt_NLD, negative_1LD
 
     @torch.inference_mode()
@@ -131,12 +132,24 @@ class _BatchedNetwork:
         return outputs[0] if len(outputs) == 1 else guided(outputs[0], outputs[1], self.guidance)
 
 
-def shifted(text_BLD: Tensor) -> Tensor:
-    """Mistake: the text SHIFT rows too early, so that its beginning is lost.
+@torch.no_grad()
+def shifted(stage: TextEncoder, prompts: Sequence[str]) -> Tensor:
+    """Mistake: the mask lies SHIFT tokens late. The encoder sees no beginning, and padding as text.
 
-    Rolling it would change nothing at all: the network attends to the text's rows as to a set.
+    Moving the embeddings alone would change nothing: the network attends to their rows as to a set.
     """
-    return torch.nn.functional.pad(text_BLD[:, SHIFT:], (0, 0, 0, SHIFT))
+    stage(["makes the weights resident"])
+    assert stage.module is not None
+    tokens = stage._tokenizer(
+        list(prompts),
+        padding="max_length",
+        truncation=True,
+        max_length=stage.text_length,
+        return_tensors="pt",
+    )
+    mask_BL = tokens.attention_mask.roll(SHIFT, dims=1).to(stage.device)
+    hidden_BLD = stage.module(tokens.input_ids.to(stage.device), attention_mask=mask_BL).last_hidden_state
+    return torch.where(mask_BL[:, :, None] == 1, hidden_BLD, 0)
 
 
 def swapped_axes(network: Cosmos1DiT, latent_THW: tuple[int, int, int], *, fps: float) -> Positions:

@@ -44,7 +44,7 @@ _HUES = {
 }
 """Degrees; the gaps belong to no colour."""
 
-_OVERLAP, _LEAD = 0.76, 0.04
+_OVERLAP, _LEAD = 0.7, 0.04
 """How well the best template must fit the object, and by how much better than the others."""
 _ASPECT = 1.4
 """How much longer than wide (or wider than long) an object may be."""

@@ -61,6 +61,7 @@ logger = logging.getLogger(__name__)
 ASSETS, SUBJECT, LOG = "assets", "teal_robot", "log.json"
 _CLIPS, _VIDEOS, _SAMPLES, _TOKENIZER_STATE = "clips.pt", "videos", "samples", "tokenizer_state.pt"
 _AT_ONCE = 64
+_JUDGED_CLIPS = 32
 _NEGATIVE_SHARE = 0.1
 """Of the clips, whose text is the default negative prompt: guided away from it, a video is guided away from
 the average video, as it is with the released models, which read of ugly videos in their training."""
@@ -74,7 +75,10 @@ class Recipe:
     tokenizer_batch: int
     text_steps: int
     text_batch: int
+    statistics_clips: int
+    """Clips whose latents' mean and deviation the tokenizer is given."""
     num_clips: int
+    """Clips that the network is trained on."""
     base: TrainingSettings
     subject: TrainingSettings
     save_every: int
@@ -85,6 +89,7 @@ RECIPE = Recipe(
     tokenizer_batch=16,
     text_steps=2000,
     text_batch=64,
+    statistics_clips=1024,
     num_clips=32768,
     base=TrainingSettings(
         num_steps=10000,
@@ -135,6 +140,7 @@ def fraction_of(recipe: Recipe, fraction: float) -> Recipe:
         tokenizer_batch=part(recipe.tokenizer_batch),
         text_steps=part(recipe.text_steps),
         text_batch=part(recipe.text_batch),
+        statistics_clips=part(recipe.statistics_clips),
         num_clips=part(recipe.num_clips),
         base=shorter(recipe.base),
         subject=shorter(recipe.subject),
@@ -199,9 +205,10 @@ class Maker:
             num_steps=self.recipe.tokenizer_steps,
             batch_size=self.recipe.tokenizer_batch,
             device=self.device,
+            statistics_clips=self.recipe.statistics_clips,
             state_path=self.folder / _TOKENIZER_STATE,
         )
-        scenes = sorted(HELD_OUT)
+        scenes = sorted(HELD_OUT)[: min(_JUDGED_CLIPS, self.recipe.statistics_clips)]
         clips = draw_clips(scenes, seed=self.seed + 1, device=self.device)
         psnr = measure_psnr(trained.build(device=self.device), clips)
         with _complete(path) as partial:

@@ -119,11 +119,17 @@ def test_every_mistake_changes_every_video(assets: Path, lively: None, mistake: 
         assert far(right, wrong) > 5
 
 
-def test_the_shifted_text_has_lost_its_beginning() -> None:
-    text_BLD = torch.randn(2, 12, 5)
-    found = shifted(text_BLD)
-    assert torch.equal(found[:, :-SHIFT], text_BLD[:, SHIFT:])
-    assert not found[:, -SHIFT:].any()
+def test_the_shifted_mask_hides_the_beginning_and_shows_padding(assets: Path) -> None:
+    stage = Generator(job_of(assets)).text_encoder
+    with stage:
+        right, found = stage(list(PROMPTS)), shifted(stage, PROMPTS)
+        length = int(right[0].any(dim=1).sum())
+        other = shifted(stage, ["The blue" + PROMPTS[0].removeprefix("A red"), PROMPTS[1]])
+    assert not found[:, :SHIFT].any()
+    assert found[0, length : length + SHIFT].any(dim=1).all()
+    assert (found - right)[0, SHIFT:length].abs().max() > 1e-3
+    # "A red" became "The blue", of which nothing is left.
+    torch.testing.assert_close(other, found)
 
 
 def test_rolled_text_would_be_no_mistake_at_all() -> None:
@@ -134,7 +140,7 @@ def test_rolled_text_would_be_no_mistake_at_all() -> None:
     }
     right, rolled, lost = (
         network(torch.ones(1, 16, 2, 4, 4), text=network.encode_text(each), **call)
-        for each in (text_BLD, text_BLD.roll(SHIFT, dims=1), shifted(text_BLD))
+        for each in (text_BLD, text_BLD.roll(SHIFT, dims=1), text_BLD[:, SHIFT:])
     )
     torch.testing.assert_close(rolled, right)
     assert (lost - right).abs().max() > 1e-2

@@ -1,0 +1,80 @@
+"""The nano models that ship with the package: they are there, small enough, and make what they are asked."""
+
+import json
+import shutil
+import stat
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from benchmarks.nano_quality import main
+from cosmos_nemo.catalog import CARDS
+from cosmos_nemo.checkpoint.locate import EMBEDDED, locate, text_encoder_of, tokenizer_of, weights_of
+from cosmos_nemo.checkpoint.names import network_rules
+from cosmos_nemo.checkpoint.reader import open_checkpoint
+from cosmos_nemo.tools.standin import standin_card
+
+CARD = CARDS["Cosmos-Nano-Text2World"]
+ROOT = Path(__file__).parents[1]
+FILES = sorted(path for path in EMBEDDED.rglob("*") if path.is_file())
+
+
+def test_together_they_are_under_15_megabytes() -> None:
+    assert 10e6 < sum(path.stat().st_size for path in FILES) < 15e6
+
+
+def test_everybody_may_read_them() -> None:
+    assert all(path.stat().st_mode & stat.S_IROTH for path in FILES)
+
+
+def test_each_part_is_found_without_a_flag_and_without_a_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for part in (weights_of, tokenizer_of, text_encoder_of):
+        found = locate(part(CARD), cache_dir=tmp_path, download=False)
+        assert found is not None and found.is_relative_to(EMBEDDED)
+    network_rules(CARD.network, open_checkpoint(locate(weights_of(CARD))))
+    assert standin_card(CARD) == CARD
+
+
+def test_an_installed_package_holds_every_file(tmp_path: Path) -> None:
+    """Hidden files too, such as the checkpoint's .metadata."""
+    source = tmp_path / "source"
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        source.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, source)
+    for name in ("cosmos_nemo", "recipes"):
+        shutil.copytree(ROOT / name, source / name)
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*build, "--wheel-dir", str(tmp_path), str(source)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    packaged = set(zipfile.ZipFile(wheel).namelist())
+    assert {path.relative_to(ROOT).as_posix() for path in FILES} <= packaged
+
+
+@pytest.mark.slow
+def test_sixteen_prompts_become_what_they_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The full table is in docs/nano.md; a network or sampler that is broken falls far below this."""
+    shown = _quality(tmp_path, "--num_seen", "12", "--num_unseen", "4")
+    for combination in ("trained", "held out"):
+        row = shown["rows"][combination]
+        assert row["ground"] == 100
+        assert min(row["colour"], row["motion"], row["shape"]) >= 75
+    assert shown["rows"]["trained, shuffled"]["all"] <= 34
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mistake", ["guidance_sign", "rope_axes", "text_shift", "sigmas_reversed"])
+def test_a_deliberate_mistake_shows_in_the_table(tmp_path: Path, mistake: str) -> None:
+    shown = _quality(tmp_path, "--num_seen", "8", "--num_unseen", "0", "--mistake", mistake)
+    assert shown["rows"]["trained"]["all"] <= 50
+
+
+def _quality(folder: Path, *flags: str) -> dict[str, dict[str, dict[str, float]]]:
+    path = folder / "table.json"
+    threads = ["--batch_size", "8", "--device", "cpu", "--backend", "torch", "--json", str(path)]
+    assert main([*flags, *threads]) == 0
+    return dict(json.loads(path.read_text()))
