@@ -24,10 +24,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fraction", type=float, default=1.0, help="of the steps and clips, to try it out; 1 makes the files"
     )
+    parser.add_argument(
+        "--subject_videos", action="store_true", help="write only the teal robot's clips and captions to DIR"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """0 everything is in DIR/assets and DIR/teal_robot; 3 the time was up: call again."""
+    if args.subject_videos:
+        from cosmos_nemo.training.nano.make import write_subject_videos
+
+        write_subject_videos(args.folder, seed=args.seed)
+        print(f"{args.folder}: clips of the teal robot as .npy, their captions as .txt")
+        return 0
     import torch
 
     from cosmos_nemo.catalog import CARDS

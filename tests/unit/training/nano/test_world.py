@@ -1,6 +1,7 @@
 import hashlib
 from collections import Counter
 from itertools import combinations, product
+from pathlib import Path
 
 import pytest
 import torch
@@ -255,3 +256,11 @@ def test_an_unknown_motion_is_refused() -> None:
 def chosen(clips: Tensor, robots: Tensor, kind: str, motion: str) -> Tensor:
     rows = [row for row, (name, _) in enumerate(ROBOTS) if name == motion]
     return robots[rows] if kind == "robot" else of(clips, motion=motion)
+
+
+def test_the_page_lists_what_is_held_out() -> None:
+    page = (Path(__file__).parents[4] / "docs" / "nano.md").read_text(encoding="utf-8")
+    listed = [line for line in page.splitlines() if line.startswith("- ")]
+    assert listed == [
+        f"- {each.colour} {each.shape} {each.motion}, {each.ground}" for each in sorted(HELD_OUT)
+    ]
