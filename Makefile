@@ -61,8 +61,9 @@ demo: setup
 
 # The embedded models from nothing: about 13 minutes on an H200. Stopped, it goes on with the same command.
 nano: setup
-	$(VENV)/bin/cosmos-nemo make-nano build/nano
-	@echo "To ship them: cp -r build/nano/assets/. cosmos_nemo/assets; cp -r build/nano/teal_robot/. assets/teal_robot"
+	$(VENV)/bin/cosmos-nemo make-nano outputs/nano
+	PYTHONPATH=. $(PYTHON_IN_VENV) benchmarks/nano_quality.py --assets_dir outputs/nano/assets --require
+	@echo "To ship them: cp -r outputs/nano/assets/. cosmos_nemo/assets"
 
 # One thread each: two workers share two cores. The plug-ins' options stand here, not in pyproject.toml, so that
 # pytest alone is enough elsewhere.

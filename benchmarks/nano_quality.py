@@ -42,6 +42,7 @@ MOST_LOST = 5.0
 """Points by which held-out combinations may be worse."""
 SEEN, UNSEEN, PHRASED, SHUFFLED = "trained", "held out", ", unseen phrasing", ", shuffled"
 FRAMES_SHOWN = 5
+_SHUFFLES = 100
 
 Choice = TypeVar("Choice")
 Shares = dict[str, float]
@@ -122,7 +123,8 @@ def rows_of(results: Sequence[Result], *, seed: int) -> dict[str, Shares]:
             if part:
                 rows[name] = shares((result.item.scene, result.verdict) for result in part)
         if len(group) > 1:
-            rows[f"{combination}{SHUFFLED}"] = shares(_shuffled(group, seed=seed))
+            pairs = [pair for turn in range(_SHUFFLES) for pair in _shuffled(group, seed=seed + turn)]
+            rows[f"{combination}{SHUFFLED}"] = shares(pairs) | {"videos": len(group)}
     return rows
 
 

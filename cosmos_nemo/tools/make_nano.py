@@ -1,9 +1,12 @@
 """`cosmos-nemo make-nano`: the embedded nano models from nothing, on one GPU."""
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from cosmos_nemo.request import RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 everything is in DIR/assets and DIR/teal_robot; 3 the time was up: call again."""
+    """0 everything is in DIR/assets and DIR/teal_robot; 2 a bad flag; 3 the time was up: call again."""
+    try:
+        return _serve(args)
+    except RequestError as error:
+        print(f"cosmos-nemo make-nano: {error}", file=sys.stderr)
+        return 2
+
+
+def _serve(args: argparse.Namespace) -> int:
+    if not 0 < args.fraction <= 1:
+        raise RequestError(f"--fraction {args.fraction:g} must be above 0 and at most 1.")
     if args.subject_videos:
         from cosmos_nemo.training.nano.make import write_subject_videos
 

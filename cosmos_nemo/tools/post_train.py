@@ -246,7 +246,7 @@ def _describe(
             f"{len(data)} samples, latent {' x '.join(map(str, data.latent_shape))}, {data.fps:g} fps: "
             f"{settings.global_batch_size / len(data):.3g} epochs a step",
             f"{num_ranks} rank(s): data parallel {plan.replicas} x context parallel {plan.cp} x tensor "
-            f"parallel {plan.tp}; {form} optimizer",
+            f"parallel {plan.tp}; {form} optimizer on {device.type}",
             f"memory predicted for each rank: {memory.total / 2**30:.1f} GiB ("
             + ", ".join(f"{name} {size:.1f}" for name, size in parts.items())
             + f") and {memory.host / 2**30:.1f} GiB of host memory, for {memory.num_parameters:,} parameters",

@@ -36,6 +36,11 @@ class Dataset(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def identity(self) -> str:
+        """Tells this data from other data, without reading all of it."""
+        ...
+
     def batch(self, indices: Sequence[int]) -> Batch:
         """The clips with these numbers, in this order; IndexError for one that does not exist."""
         ...
@@ -70,6 +75,10 @@ class InMemory:
 
     def __len__(self) -> int:
         return len(self.latents_NCTHW)
+
+    @property
+    def identity(self) -> str:
+        return f"in memory {tuple(self.latents_NCTHW.shape)} {tuple(self.texts_MLD.shape)}"
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:

@@ -19,8 +19,10 @@ class LossLog:
         kept = [row for row in _rows(self.path) if int(row[0]) <= from_step]
         self.steps, self.losses = [int(row[0]) for row in kept], [float(row[1]) for row in kept]
         folder.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w", newline="", encoding="utf-8") as file:
+        partial = self.path.with_name(f".{LOSSES}.partial")
+        with partial.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([_COLUMNS, *kept])
+        partial.replace(self.path)
 
     def add(self, report: StepReport) -> None:
         with self.path.open("a", newline="", encoding="utf-8") as file:

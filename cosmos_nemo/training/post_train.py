@@ -26,7 +26,7 @@ from cosmos_nemo.training.loop import StepReport, Training
 from cosmos_nemo.training.loss_log import LossLog
 from cosmos_nemo.training.nemo_checkpoint import STATE, checkpoints, save
 from cosmos_nemo.training.settings import TrainingError, TrainingSettings
-from cosmos_nemo.training.state import restore
+from cosmos_nemo.training.state import read_data_identity, restore
 from cosmos_nemo.training.update.choose import make_update
 
 logger = logging.getLogger(__name__)
@@ -82,10 +82,12 @@ def post_train(
     would have had. `facts` go into each checkpoint's context.
     """
     state = rank_zero(lambda: state_to_resume(run), groups.world)
-    folder = rank_zero(lambda: _run_folder(run, state), groups.world)
     training = everywhere(
         lambda: _start(run, dataset, groups=groups, device=device, dtype=dtype, state=state), groups.world
     )
+    if state is not None:  # a collective, which a rank that failed above would never have joined
+        training.update.show_masters()
+    folder = rank_zero(lambda: _run_folder(run, state), groups.world)
     log = LossLog(folder, title=run.card.name, from_step=training.step) if groups.rank == 0 else None
     checkpoint, saved_step = state, training.step
     for report in training.steps(wants_to_stop=wants_to_stop):
@@ -126,9 +128,11 @@ def state_to_resume(run: Run) -> Path | None:
 def _run_folder(run: Run, state: Path | None) -> Path:
     """The folder of the run that it continues, or a new one named by the time, as NeMo does.
 
-    A new one too if the state is not the newest there: else the next --resume would take the other branch.
+    A new one too if the state is not the newest there, or not in log_dir: else the next --resume would take
+    the other branch.
     """
-    if state is not None and state.parent.name == _CHECKPOINTS and checkpoints(state.parent)[-1] == state:
+    is_here = state is not None and state.resolve().is_relative_to(run.log_dir.resolve())
+    if state is not None and is_here and checkpoints(state.parent)[-1:] == [state]:
         return state.parent.parent
     named = run.log_dir / "default" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     folder, number = named, 1
@@ -167,6 +171,11 @@ def _start(
         device=device,
     )
     if state is not None:
+        if run.resume is True and read_data_identity(state / STATE) != dataset.identity:
+            raise TrainingError(
+                f"{state}, the newest state in --log_dir, is of a run on other data: pass another --log_dir "
+                f"to begin a new run, or --resume {state} to go on with this data."
+            )
         for change in restore(training, state / STATE):
             logger.warning("Continuing %s with other settings: %s", state, change)
         logger.info("Continuing from step %d of %s", training.step, state)

@@ -101,9 +101,9 @@ class Preparation:
 
     @property
     def missing(self) -> list[Sample]:
-        """Samples that are not in the output folder: info.json, written last, tells."""
+        """Samples of which a file is not in the output folder."""
         folder = self.options.output_dir
-        return [s for s in self.samples if not sample_path(folder, s.number, INFO).is_file()]
+        return [s for s in self.samples if not all(sample_path(folder, s.number, p).is_file() for p in PARTS)]
 
     @property
     def sample_bytes(self) -> int:

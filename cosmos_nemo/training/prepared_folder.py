@@ -4,12 +4,14 @@ Of each sample `i`: i.video_latent.pth [C, T, H, W], i.t5_text_embeddings.pth [L
 each with or without a leading axis of 1, and i.info.json {height, width, fps, num_frames, ...}.
 """
 
+import hashlib
 import json
 import math
 import pickle
 import re
 import zipfile
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,14 @@ class PreparedFolder:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def identity(self) -> str:
+        """Of the names, and of the content of the first and the last sample."""
+        digest = hashlib.sha256("/".join(self.names).encode())
+        for name, part in product((self.names[0], self.names[-1]), (LATENT, TEXT)):
+            digest.update(sample_path(self.folder, name, part).read_bytes())
+        return digest.hexdigest()
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
@@ -144,7 +154,7 @@ class PreparedFolder:
         if mask_shape != text_shape[:1]:
             raise DataError(
                 f"{sample_path(self.folder, name, MASK)} has {mask_shape[0]} numbers, but the embedding "
-                f"{text_shape[0]} rows: prepare this sample again."
+                f"{text_shape[0]} rows: remove this file and run prepare-data again."
             )
         return latent_shape, text_shape, _fps(sample_path(self.folder, name, INFO))
 
@@ -188,7 +198,8 @@ def _load(path: Path) -> Tensor:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"{path} is truncated or damaged ({reason}): prepare this sample again, or copy it again."
+            f"{path} is truncated or damaged ({reason}): copy it again, or remove it and run prepare-data "
+            "again."
         ) from error
     if not isinstance(content, Tensor):
         raise DataError(f"{path} holds a {type(content).__name__}, but a tensor belongs.")
@@ -213,7 +224,9 @@ def _fps(path: Path) -> float:
         info: Any = json.loads(path.read_text(encoding="utf-8"))
         fps = float(info["fps"])
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} tells no fps ({error!r}): prepare this sample again.") from error
+        raise DataError(
+            f"{path} tells no fps ({error!r}): remove this file and run prepare-data again."
+        ) from error
     if not (math.isfinite(fps) and fps > 0):
         raise DataError(f"{path} says {fps} fps: a frame rate is above 0.")
     return fps

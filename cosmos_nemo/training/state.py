@@ -48,9 +48,15 @@ def write_description(training: Training, folder: Path) -> None:
         "num_parts": groups.dp_cp.size() if training.update.is_sharded else 1,
         "average_updates": None if average is None else average.num_updates,
         "num_samples": len(training.dataset),
+        "data": training.dataset.identity,
         "settings": asdict(training.settings),
     }
     (folder / _STATE_FILE).write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+
+
+def read_data_identity(folder: Path) -> str:
+    """Of the data set that the state's run was trained on."""
+    return str(_description(folder).get("data"))
 
 
 def read_step(folder: Path) -> int:
@@ -59,8 +65,9 @@ def read_step(folder: Path) -> int:
 
 @torch.no_grad()
 def restore(training: Training, folder: Path) -> list[str]:
-    """Brings `training` to the state in `folder`; the settings that differ now, as sentences.
+    """Brings masters, moments, average and step to the state in `folder`; what differs now, as sentences.
 
+    The network has its weights only after `update.show_masters()`, which all ranks call together.
     TrainingError if the state is damaged, or of another network or number of tensor parallel ranks.
     """
     found = _description(folder)
@@ -79,7 +86,6 @@ def restore(training: Training, folder: Path) -> list[str]:
         training.average.num_updates = found["average_updates"]
     training.step = int(found["step"])
     training.update.set_step(training.step)
-    training.update.show_masters()
     return _changes(found, training)
 
 

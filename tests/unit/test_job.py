@@ -32,6 +32,8 @@ from cosmos_nemo.request import RequestError, Setup, Text2WorldRequest
 from tests.fakes import CPU
 
 NANO = CARDS["Cosmos-Nano-Text2World"]
+RELEASED = "Cosmos-1.0-Diffusion-7B-Text2World"
+"""Its files are nowhere here."""
 REQUEST = Text2WorldRequest(prompt="a cat", height=32, width=48, num_frames=9, num_steps=2)
 
 
@@ -416,7 +418,7 @@ def test_the_fingerprint_of_a_nemo_checkpoint_is_the_same_for_each_of_its_folder
 def test_only_rank_0_which_writes_them_down_takes_fingerprints(assets: Path) -> None:
     assert set(job_of(assets).identities) == {"weights", "tokenizer", "text_encoder"}
     assert job_of(assets, ranks=Ranks(rank=1, num_ranks=2)).identities == {}
-    assert job_of(None, dry_run=True).identities == {}
+    assert job_of(None, dry_run=True, model=RELEASED).identities == {}
 
 
 def test_the_facts_name_the_gpu(assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -438,7 +440,7 @@ def test_a_description_says_sizes_calls_plan_and_files(assets: Path) -> None:
 
 def test_a_description_says_what_is_not_here_and_counts_calls_of_one_branch() -> None:
     request = replace(REQUEST, guidance=-1.0, sampler="EDM", num_steps=5)
-    text = describe(job_of(None, dry_run=True, request=request))
+    text = describe(job_of(None, dry_run=True, request=request, model=RELEASED))
     assert "5 steps, guidance -1: 5 network calls" in text
     for part in ("network", "tokenizer", "text encoder"):
         assert f"{part}: not here" in text

@@ -23,7 +23,7 @@ from torch import Tensor
 from cosmos_nemo.catalog import ModelCard
 from cosmos_nemo.checkpoint.locate import text_encoder_of, tokenizer_of, weights_of
 from cosmos_nemo.parallel.groups import Groups
-from cosmos_nemo.request import DEFAULT_NEGATIVE_PROMPT
+from cosmos_nemo.request import DEFAULT_NEGATIVE_PROMPT, RequestError
 from cosmos_nemo.stages.text_encoder import TextEncoder
 from cosmos_nemo.stages.tokenizer import Tokenizer
 from cosmos_nemo.training.data import Dataset, InMemory
@@ -60,6 +60,7 @@ logger = logging.getLogger(__name__)
 
 ASSETS, SUBJECT, LOG = "assets", "teal_robot", "log.json"
 _CLIPS, _VIDEOS, _SAMPLES, _TOKENIZER_STATE = "clips.pt", "videos", "samples", "tokenizer_state.pt"
+_RECIPE_FILE = "recipe.txt"
 _AT_ONCE = 64
 _JUDGED_CLIPS = 32
 _NEGATIVE_SHARE = 0.1
@@ -188,15 +189,26 @@ class Maker:
             (self.weights_dir, self._make_base),
             (self.folder / SUBJECT, self._make_subject),
         )
+        self._check_recipe()
         for path, work in parts:
             if path.exists():
                 continue
+            if time.monotonic() > self.deadline:
+                return False
             started = time.monotonic()
             facts = work(path)
             self._note(path.name, {"seconds": round(time.monotonic() - started, 1), **facts})
             if not path.exists():
                 return False
         return True
+
+    def _check_recipe(self) -> None:
+        """RequestError if the folder holds parts that were made otherwise."""
+        path, recipe = self.folder / _RECIPE_FILE, f"{self.recipe} seed {self.seed}\n"
+        if not path.exists():
+            path.write_text(recipe, encoding="utf-8")
+        if path.read_text(encoding="utf-8") != recipe:
+            raise RequestError(f"{self.folder} was made with another seed or fraction: pass a new folder.")
 
     def _make_tokenizer(self, path: Path) -> dict[str, Any]:
         trained = train_video_tokenizer(
@@ -289,7 +301,9 @@ class Maker:
         path = self.folder / _CLIPS
         if not path.is_file():
             started = time.monotonic()
-            torch.save(self._encode_clips(), path)
+            partial = path.with_name(f".{path.name}.partial")
+            torch.save(self._encode_clips(), partial)
+            partial.replace(path)
             self._note(_CLIPS, {"seconds": round(time.monotonic() - started, 1)})
         return InMemory(**torch.load(path, map_location=self.device, weights_only=True), fps=float(FPS))
 
@@ -356,10 +370,15 @@ def _complete(folder: Path) -> Iterator[Path]:
 
 
 def write_subject_videos(folder: Path, *, seed: int) -> None:
-    """Eighteen clips of the teal robot, each as NAME.npy uint8 [T, H, W, 3] with its caption as NAME.txt."""
-    if folder.is_dir():
-        return
+    """Eighteen clips of the teal robot, each as NAME.npy uint8 [T, H, W, 3] with its caption as NAME.txt.
+
+    RequestError if something else is there.
+    """
     pairs = list(product(MOTIONS, GROUNDS))
+    if len(list(folder.glob("*.npy"))) == len(pairs):
+        return
+    if folder.exists():
+        raise RequestError(f"{folder} exists and does not hold the clips: pass a new folder.")
     clips = draw_subject_clips(pairs, seed=seed, device=torch.device("cpu"))
     with _complete(folder) as partial:
         for number, ((motion, ground), clip) in enumerate(zip(pairs, clips, strict=True)):

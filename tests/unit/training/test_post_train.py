@@ -11,7 +11,9 @@ import torch
 
 from cosmos_nemo.checkpoint.reader import CheckpointError
 from cosmos_nemo.parallel.groups import start_alone
+from cosmos_nemo.training.data import InMemory
 from cosmos_nemo.training.loop import LossError, StepReport
+from cosmos_nemo.training.nemo_checkpoint import checkpoints
 from cosmos_nemo.training.post_train import Ended, Run, plan_of, post_train
 from cosmos_nemo.training.settings import TrainingError, TrainingSettings
 from tests.fakes import CPU
@@ -28,12 +30,13 @@ def trained(
     on_step: Callable[[StepReport], None] = lambda report: None,
     wants_to_stop: Callable[[], bool] = lambda: False,
     dtype: torch.dtype = torch.float32,
+    dataset: InMemory | None = None,
     **options: Any,
 ) -> Ended:
     run = Run(card=CARD, settings=settings, start=start, log_dir=folder, **options)
     return post_train(
         run,
-        data(),
+        dataset or data(),
         groups=start_alone(CPU),
         device=CPU,
         dtype=dtype,
@@ -165,7 +168,7 @@ def test_what_changed_since_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptu
     trained(tmp_path)
     with caplog.at_level(logging.WARNING):
         trained(tmp_path, settings=replace(_steps(3), text_dropout=0.5), resume=True)
-    (record,) = [r for r in caplog.records if r.name.startswith("cosmos_nemo")]
+    (record,) = [r for r in caplog.records if r.levelno == logging.WARNING]
     assert "text_dropout was 0.2 and is now 0.5" in record.getMessage()
 
 
@@ -219,3 +222,22 @@ def _steps(number: int) -> TrainingSettings:
 def _log(folder: Path, ended: Ended) -> list[str]:
     assert ended.checkpoint is not None
     return (ended.checkpoint.parents[1] / "losses.csv").read_text().splitlines()
+
+
+def test_a_newest_state_of_other_data_is_not_taken_over_unasked(tmp_path: Path) -> None:
+    first = trained(tmp_path)
+    assert first.checkpoint is not None
+    fewer = data(num_samples=4)
+    with pytest.raises(TrainingError, match="is of a run on other data: pass another --log_dir"):
+        trained(tmp_path, settings=_steps(3), dataset=fewer, resume=True)
+    assert trained(tmp_path, settings=_steps(3), dataset=fewer, resume=first.checkpoint).step == 3
+
+
+def test_an_older_state_and_one_from_elsewhere_go_on_in_a_new_folder(tmp_path: Path) -> None:
+    trained(tmp_path / "a", settings=_steps(2), save_every=1, keep_states=2)
+    older = checkpoints(run_folders(tmp_path / "a")[0] / "checkpoints")[0]
+    trained(tmp_path / "a", settings=_steps(2), resume=older)
+    assert len(run_folders(tmp_path / "a")) == 2
+    newest = checkpoints(run_folders(tmp_path / "a")[0] / "checkpoints")[-1]
+    trained(tmp_path / "b", settings=_steps(3), resume=newest)
+    assert len(run_folders(tmp_path / "b")) == 1

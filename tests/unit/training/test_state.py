@@ -51,6 +51,7 @@ def test_everything_comes_back_and_the_next_losses_are_the_same(tmp_path: Path) 
     folder = written(first, tmp_path)
     second = training(seed=1)
     assert restore(second, folder) == []
+    second.update.show_masters()
     assert (second.step, read_step(folder)) == (2, 2)
     assert second.average is not None and second.average.num_updates == 2
     expected = values(first)

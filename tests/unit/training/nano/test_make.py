@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -10,8 +11,10 @@ from cosmos_nemo.catalog import CARDS
 from cosmos_nemo.checkpoint.names import network_rules
 from cosmos_nemo.checkpoint.reader import open_checkpoint
 from cosmos_nemo.parallel.groups import start_alone
+from cosmos_nemo.request import RequestError
 from cosmos_nemo.stages.text_encoder import TextEncoder
 from cosmos_nemo.stages.tokenizer import Tokenizer
+from cosmos_nemo.training.nano import make
 from cosmos_nemo.training.nano.captions import SUBJECT_PREFIX
 from cosmos_nemo.training.nano.make import (
     LOG,
@@ -60,11 +63,30 @@ def test_the_subjects_clips_lie_beside_captions_that_begin_with_its_phrase(tmp_p
     assert videos[0].stat().st_mtime_ns == before
 
 
+def test_the_subjects_clips_are_not_written_beside_something_else(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RequestError, match="does not hold the clips: pass a new folder"):
+        write_subject_videos(tmp_path, seed=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_folder_made_with_another_seed_is_refused(tmp_path: Path) -> None:
+    assert not maker(tmp_path, deadline=0.0).make()
+    with pytest.raises(RequestError, match="another seed or fraction"):
+        replace(maker(tmp_path), seed=1).make()
+
+
 @pytest.mark.slow
 def test_a_making_that_ran_out_of_time_goes_on_and_ends_with_files_that_inference_reads(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not maker(tmp_path, deadline=0.0).make()
+    def clock() -> float:
+        """Late as soon as the network's training has begun."""
+        return 2.0 if (tmp_path / "text2world_log").exists() else 0.0
+
+    with monkeypatch.context() as patched:
+        patched.setattr(make, "time", SimpleNamespace(monotonic=clock))
+        assert not maker(tmp_path, deadline=1.0).make()
     assert [entry["part"] for entry in log(tmp_path)][-1] == "nemo" and log(tmp_path)[-1]["steps"] == 1
     made = maker(tmp_path)
     tokenizer = made.tokenizer_dir / "tokenizer.safetensors"
