@@ -46,7 +46,7 @@ def alone(*command: str) -> launcher.Ended:
 
 
 def torchrun(command: Sequence[str]) -> "subprocess.Popen[str]":
-    start = ("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={launcher.free_port()}")
+    start = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
     return subprocess.Popen([sys.executable, *start, *command], **_pipes())  # type: ignore[call-overload]
 
 
