@@ -82,11 +82,7 @@ def post_train(
     would have had. `facts` go into each checkpoint's context.
     """
     state = rank_zero(lambda: state_to_resume(run), groups.world)
-    training = everywhere(
-        lambda: _start(run, dataset, groups=groups, device=device, dtype=dtype, state=state), groups.world
-    )
-    if state is not None:  # a collective, which a rank that failed above would never have joined
-        training.update.show_masters()
+    training = _start(run, dataset, groups=groups, device=device, dtype=dtype, state=state)
     folder = rank_zero(lambda: _run_folder(run, state), groups.world)
     log = LossLog(folder, title=run.card.name, from_step=training.step) if groups.rank == 0 else None
     checkpoint, saved_step = state, training.step
@@ -151,7 +147,11 @@ def _start(
     dtype: torch.dtype,
     state: Path | None,
 ) -> Training:
-    network = _network(run, groups=groups, device=device, dtype=dtype, is_filled=state is None)
+    """What can fail on one rank alone stands in `everywhere`, which must not hold a collective."""
+    network = everywhere(
+        lambda: _network(run, groups=groups, device=device, dtype=dtype, is_filled=state is None),
+        groups.world,
+    )
     update = make_update(network, settings=run.settings, groups=groups, device=device)
     average = None
     if run.settings.average != "off":
@@ -171,15 +171,21 @@ def _start(
         device=device,
     )
     if state is not None:
-        if run.resume is True and read_data_identity(state / STATE) != dataset.identity:
-            raise TrainingError(
-                f"{state}, the newest state in --log_dir, is of a run on other data: pass another --log_dir "
-                f"to begin a new run, or --resume {state} to go on with this data."
-            )
-        for change in restore(training, state / STATE):
-            logger.warning("Continuing %s with other settings: %s", state, change)
-        logger.info("Continuing from step %d of %s", training.step, state)
+        everywhere(lambda: _continue(training, run, state), groups.world)
+        training.update.show_masters()
     return training
+
+
+def _continue(training: Training, run: Run, state: Path) -> None:
+    """Reads the state; TrainingError if it was found by itself and is of a run on other data."""
+    if run.resume is True and read_data_identity(state / STATE) != training.dataset.identity:
+        raise TrainingError(
+            f"{state}, the newest state in --log_dir, is of a run on other data: pass another --log_dir "
+            f"to begin a new run, or --resume {state} to go on with this data."
+        )
+    for change in restore(training, state / STATE):
+        logger.warning("Continuing %s with other settings: %s", state, change)
+    logger.info("Continuing from step %d of %s", training.step, state)
 
 
 def _network(

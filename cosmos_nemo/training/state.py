@@ -59,10 +59,6 @@ def read_data_identity(folder: Path) -> str:
     return str(_description(folder).get("data"))
 
 
-def read_step(folder: Path) -> int:
-    return int(_description(folder)["step"])
-
-
 @torch.no_grad()
 def restore(training: Training, folder: Path) -> list[str]:
     """Brings masters, moments, average and step to the state in `folder`; what differs now, as sentences.

@@ -166,3 +166,16 @@ def _same_checkpoints(folder: Path, one: str, other: str) -> None:
     for name, weight in worker.weights_in(ours).items():
         assert torch.equal(weights[name], weight), name
         assert not torch.equal(states[0][name]["master"], weight.flatten()), f"{name}: the average is written"
+
+
+@pytest.mark.parametrize("what", ["state", "weights"])
+def test_a_rank_that_cannot_read_ends_the_others_too(folder: Path, what: str) -> None:
+    """On GPUs making the optimizer and sharing weights are collectives: no rank may wait in them."""
+    log, run = ("one", RESUME) if what == "state" else ("", {})
+    case = Case(
+        name=f"no_{what}", num_ranks=2, log=log, run=run, settings={"num_steps": 4}, fails_reading=what
+    )
+    worker.write_cases(folder, [case])
+    launcher.run_ranks(2, SCRIPT, str(folder), timeout=90)
+    for rank in range(2):
+        assert f"the {what} are on another host" in worker.told(folder, case.name, rank)["error"]

@@ -22,11 +22,12 @@ from cosmos_nemo.checkpoint.reader import open_checkpoint
 from cosmos_nemo.parallel.environment import Ranks, ranks_from
 from cosmos_nemo.parallel.groups import open_store, start, start_alone, stop
 from cosmos_nemo.training import nemo_checkpoint
+from cosmos_nemo.training import post_train as run_module
 from cosmos_nemo.training.average import Average
 from cosmos_nemo.training.data import InMemory
 from cosmos_nemo.training.loop import StepReport, Training
 from cosmos_nemo.training.post_train import Run, plan_of, post_train
-from cosmos_nemo.training.settings import TrainingSettings
+from cosmos_nemo.training.settings import TrainingError, TrainingSettings
 from cosmos_nemo.training.update.replicated import Replicated
 from tests.fakes import CPU, tiny_network
 
@@ -65,6 +66,8 @@ class Case:
     stops_after: int = 0
     """The last rank wants to stop once this many steps are done."""
     bad_sample: bool = False
+    fails_reading: str = ""
+    """What the last rank cannot read, state or weights; sharing weights is then a collective, as on GPUs."""
 
 
 def settings_of(case: Case) -> TrainingSettings:
@@ -191,6 +194,8 @@ def run_case(case: Case, folder: Path, *, ranks: Ranks, store: Any, device: torc
     ended = None
     if case.dies_saving_step:
         _die_saving(case.dies_saving_step)
+    if case.fails_reading:
+        _fail_reading(case.fails_reading, is_last=is_last)
     try:
         ended = post_train(
             run,
@@ -249,6 +254,23 @@ def _die_saving(step: int) -> None:
         write(target, *args, **options)
 
     nemo_checkpoint.write_torch_dist = write_or_die
+
+
+def _fail_reading(what: str, *, is_last: bool) -> None:
+    """For the rest of the process."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise TrainingError(f"the {what} are on another host")
+
+    def make_together(*args: Any, **options: Any) -> Any:
+        torch.distributed.barrier()
+        return make_update(*args, **options)
+
+    make_update = run_module.make_update
+    run_module.make_update = make_together
+    Replicated.publish = lambda update: torch.distributed.barrier()  # type: ignore[method-assign]
+    if is_last:
+        setattr(run_module, {"state": "restore", "weights": "load_into"}[what], refuse)
 
 
 if __name__ == "__main__":
