@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
+NOT_ON_THE_HUB = "cosmos-nemo"
+"""Owner of repositories that exist only on a disk: embedded, stand-in or a person's own files."""
+
 
 class Task(Enum):
     """What a model does; picks the pipeline."""
@@ -67,6 +70,23 @@ class TokenizerShape:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LanguageShape:
+    """Sizes of a Mistral language model, the prompt upsampler (spec/predict1-diffusion.md, 7.2)."""
+
+    num_layers: int = 40
+    hidden_size: int = 5120
+    num_heads: int = 32
+    num_kv_heads: int = 8
+    head_dim: int = 128
+    ffn_hidden_size: int = 14336
+    vocab_size: int = 131072
+    norm_eps: float = 1e-5
+    rope_theta: float = 1e6
+    max_length: int = 1024
+    """Tokens of prompt and answer together."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VideoLimits:
     """Sizes the weights were trained for (the defaults) and those the network can make."""
 
@@ -81,12 +101,20 @@ class VideoLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Hub repositories of a model's files; `weights_folder` is the folder inside the first."""
+    """Hub repositories of a model's files; `weights_folder` is the folder inside the first, "" for its root.
+
+    A model whose `upsampler` is "" has none; one whose `guardrail` is "" comes without guardrails.
+    """
 
     weights: str
     weights_folder: str
     tokenizer: str
     text_encoder: str
+    upsampler: str = ""
+    guardrail: str = ""
+    """The word lists, the video content filter and the face detector."""
+    text_guard: str = ""
+    """The language model that judges prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +127,7 @@ class ModelCard:
     tokenizer: TokenizerShape
     video: VideoLimits
     sources: Sources
+    upsampler: LanguageShape = LanguageShape()
     sampler: str = "RES"
     num_steps: int = 35
     guidance: float = 7.0
@@ -116,6 +145,9 @@ _TEXT2WORLD_7B = ModelCard(
         weights_folder="nemo",
         tokenizer="nvidia/Cosmos-1.0-Tokenizer-CV8x8x8",
         text_encoder="google-t5/t5-11b",
+        upsampler="nvidia/Cosmos-1.0-Prompt-Upsampler-12B-Text2World",
+        guardrail="nvidia/Cosmos-Guardrail1",
+        text_guard="meta-llama/Llama-Guard-3-8B",
     ),
 )
 
@@ -130,6 +162,34 @@ _TEXT2WORLD_14B = replace(
         rope_ratios_THW=(2.0, 2.0, 2.0),
     ),
     sources=replace(_TEXT2WORLD_7B.sources, weights="nvidia/Cosmos-1.0-Diffusion-14B-Text2World"),
+)
+
+
+def _predict1(card: ModelCard, name: str, *, is_released: bool = True) -> ModelCard:
+    """The Predict1 release of a Cosmos-1.0 model: the same network, another file, tokenizer and sampler."""
+    return replace(
+        card,
+        name=name,
+        sampler="EDM",
+        sources=replace(
+            card.sources,
+            weights=f"nvidia/{name}" if is_released else f"{NOT_ON_THE_HUB}/{name}",
+            weights_folder="",
+            tokenizer="nvidia/Cosmos-Tokenize1-CV8x8x8-720p",
+            upsampler="nvidia/Cosmos-UpsamplePrompt1-12B-Text2World",
+        ),
+    )
+
+
+_PREDICT1_TEXT2WORLD = (
+    _predict1(_TEXT2WORLD_7B, "Cosmos-Predict1-7B-Text2World"),
+    _predict1(_TEXT2WORLD_14B, "Cosmos-Predict1-14B-Text2World"),
+    # Names under which the released scripts look for a person's own post-trained weights.
+    *(
+        _predict1(_TEXT2WORLD_7B, f"Cosmos-Predict1-7B-Text2World_post-trained{kind}", is_released=False)
+        for kind in ("", "-4gpu_80gb", "-8gpu_40gb", "-4gpu_40gb", "-lora")
+    ),
+    _predict1(_TEXT2WORLD_14B, "Cosmos-Predict1-14B-Text2World_post-trained", is_released=False),
 )
 
 _NANO_TEXT2WORLD = ModelCard(
@@ -151,14 +211,16 @@ _NANO_TEXT2WORLD = ModelCard(
     video=VideoLimits(height=128, width=128, num_frames=33),
     guidance=2.0,
     sources=Sources(
-        weights="cosmos-nemo/Cosmos-Nano-Text2World",
+        weights=f"{NOT_ON_THE_HUB}/Cosmos-Nano-Text2World",
         weights_folder="nemo",
-        tokenizer="cosmos-nemo/Cosmos-Nano-Tokenizer-CV8x8x8",
-        text_encoder="cosmos-nemo/Cosmos-Nano-T5",
+        tokenizer=f"{NOT_ON_THE_HUB}/Cosmos-Nano-Tokenizer-CV8x8x8",
+        text_encoder=f"{NOT_ON_THE_HUB}/Cosmos-Nano-T5",
     ),
 )
 
-CARDS = {card.name: card for card in (_TEXT2WORLD_7B, _TEXT2WORLD_14B, _NANO_TEXT2WORLD)}
+CARDS = {
+    card.name: card for card in (_TEXT2WORLD_7B, _TEXT2WORLD_14B, *_PREDICT1_TEXT2WORLD, _NANO_TEXT2WORLD)
+}
 
 
 def find_card(name: str) -> ModelCard:

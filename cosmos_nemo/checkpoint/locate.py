@@ -4,15 +4,16 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from cosmos_nemo.catalog import ModelCard
+from cosmos_nemo.catalog import NOT_ON_THE_HUB, ModelCard
 
 logger = logging.getLogger(__name__)
 
 EMBEDDED = Path(__file__).parents[1] / "assets"
 """The assets folder that ships with the package."""
 
-_OURS = "cosmos-nemo"
-"""Owner of repositories that exist only as embedded or stand-in files: never asked from the hub."""
+
+_WITH_OWNER = ("google-t5/t5-11b", "meta-llama/Llama-Guard-3-8B", "nvidia/Cosmos-Guardrail1")
+"""Repositories whose folder in an assets folder keeps its owner's name (spec/predict1-diffusion.md, 9)."""
 
 
 class LocateError(ValueError):
@@ -40,13 +41,14 @@ class HubFiles:
 
     @property
     def is_released(self) -> bool:
-        return not self.repository.startswith(f"{_OURS}/")
+        return not self.repository.startswith(f"{NOT_ON_THE_HUB}/")
 
     @property
     def assets_name(self) -> str:
-        """The repository's folder inside an assets folder, e.g. Cosmos-1.0-Tokenizer-CV8x8x8."""
-        owner, name = self.repository.split("/")
-        return f"{owner}/{name}" if owner == "google-t5" else name
+        """The repository's folder inside an assets folder, as in the released scripts' checkpoints/."""
+        if self.repository in _WITH_OWNER:
+            return self.repository
+        return self.repository.partition("/")[2]
 
     @property
     def hub_name(self) -> str:
@@ -82,6 +84,37 @@ def text_encoder_of(card: ModelCard) -> HubFiles:
         needs=(("config.json",), ("tokenizer.json",), ("*.safetensors", "*.bin")),
         ignore=("*.h5", "*.msgpack"),
         flag="--text_encoder_dir",
+        model=card.name,
+    )
+
+
+def upsampler_of(card: ModelCard) -> HubFiles:
+    """The prompt upsampler and its tokenizer."""
+    return HubFiles(
+        repository=card.sources.upsampler,
+        needs=(("model.pt", "*.safetensors"), ("tokenizer.json",)),
+        flag="--prompt_upsampler_dir",
+        model=card.name,
+    )
+
+
+def guardrail_of(card: ModelCard) -> HubFiles:
+    """The word lists, the video content filter and the face detector."""
+    return HubFiles(
+        repository=card.sources.guardrail,
+        needs=(("blocklist",), ("video_content_safety_filter",), ("face_blur_filter",)),
+        flag="--guardrail_dir",
+        model=card.name,
+    )
+
+
+def text_guard_of(card: ModelCard) -> HubFiles:
+    """Llama Guard, without the copy of its weights in Meta's own format."""
+    return HubFiles(
+        repository=card.sources.text_guard,
+        needs=(("config.json",), ("tokenizer.json",), ("*.safetensors", "*.bin")),
+        ignore=("original/*",),
+        flag="--text_guard_dir",
         model=card.name,
     )
 

@@ -18,5 +18,5 @@ def run(args: argparse.Namespace) -> int:
             f"  {video.num_frames} frames of {video.width} x {video.height} at {video.fps} fps; "
             f"{card.sampler}, {card.num_steps} steps, guidance {card.guidance:g}"
         )
-        print(f"  {card.sources.weights}/{card.sources.weights_folder}")
+        print(f"  {card.sources.weights}/{card.sources.weights_folder}".rstrip("/"))
     return 0

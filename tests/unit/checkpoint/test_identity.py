@@ -25,8 +25,9 @@ def meta_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("name", CARDS)
 def test_every_card_is_known_by_its_sizes(meta_checkpoint, name):
+    """Several cards may share a network: the first of them is told, whose weights fit the others too."""
     identity = identify(meta_checkpoint(CARDS[name].network))
-    assert identity.base.name == name
+    assert identity.base is next(card for card in CARDS.values() if card.network == CARDS[name].network)
     assert identity.overrides == {}
 
 
