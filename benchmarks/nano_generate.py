@@ -15,7 +15,8 @@ from einops import rearrange
 from torch import Tensor
 
 from cosmos_nemo.cli import parse_general
-from cosmos_nemo.job import Job, denoise_stage, prepare, text_encoder_stage, tokenizer_stage
+from cosmos_nemo.job import Job, prepare
+from cosmos_nemo.job.stages import denoise_stage, text_encoder_stage, tokenizer_stage
 from cosmos_nemo.models.cosmos1_dit.layers import KeyValue, Rope
 from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT, Positions
 from cosmos_nemo.parallel.environment import Ranks

@@ -232,7 +232,12 @@ def find_card(name: str) -> ModelCard:
 
 
 def with_overrides(card: ModelCard, fields: dict[str, Any]) -> ModelCard:
-    """`card` with the fields of a checkpoint folder's card.json, e.g. {"network": {"num_layers": 4}}."""
+    """`card` with the fields of a checkpoint folder's card.json, e.g. {"network": {"num_layers": 4}}.
+
+    Where a model's files come from, and which guardrails it has, is not for a checkpoint to say.
+    """
+    if "sources" in fields:
+        raise CatalogError("card.json: sources cannot be changed. Name the files with the doors' flags.")
     return _replace_nested(card, fields, at="")
 
 

@@ -1,16 +1,16 @@
 """Runs an invocation on this rank: groups, stages, files, exit status.
 
 Here and in the doors alone the environment is read and something is printed.
-Exit status: 0 everything written, 2 a bad request, flag or checkpoint, 130 interrupted, 143 terminated while
-writing, 1 anything else.
+Exit status: 0 everything written, 2 a bad request, flag or checkpoint, 3 a guardrail blocked something,
+130 interrupted, 143 terminated while
+writing, 1 anything else, a bad line of a batch file among it.
 """
 
 import os
-import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -24,8 +24,6 @@ from cosmos_nemo.request import RequestError
 if TYPE_CHECKING:
     from cosmos_nemo.job import Job
     from cosmos_nemo.parallel.company import Company
-    from cosmos_nemo.parallel.groups import Groups
-    from cosmos_nemo.pipelines.text2world import Text2World, Video
 
 _PACKAGES = (
     "cosmos_nemo",
@@ -36,7 +34,7 @@ _PACKAGES = (
     "transformer-engine",
     "numpy",
 )
-_BAD_REQUEST, _FAILED, _INTERRUPTED, _TERMINATED = 2, 1, 130, 143
+_BAD_REQUEST, _BLOCKED, _FAILED, _INTERRUPTED, _TERMINATED = 2, 3, 1, 130, 143
 
 
 class Asked(Protocol):
@@ -141,7 +139,7 @@ def _guarded(work: Callable[[], int], company: "Company", num_ranks: int) -> int
         if watchdog.lost is not None:
             return watchdog.lost.status
         status, shown = _INTERRUPTED, "interrupted; nothing half-written is left"
-    except SystemExit:
+    except SystemExit:  # see items._terminated_like_any_exit
         status, shown = _TERMINATED, "terminated; nothing half-written is left"
     except Exception as error:
         status, shown = _status_and_text(error, company.ranks)
@@ -162,9 +160,12 @@ def _is_first_failure(company: "Company", shown: str, *, status: int) -> bool:
 def _status_and_text(error: Exception, ranks: Ranks) -> tuple[int, str]:
     """A sentence for what a person can mend, a traceback for everything else."""
     from cosmos_nemo.job import PERSON_ERRORS
+    from cosmos_nemo.stages.guardrail.outcome import GuardrailUnavailable
 
     if isinstance(error, PERSON_ERRORS):
         return _BAD_REQUEST, f"{type(error).__name__}: {error}"
+    if isinstance(error, GuardrailUnavailable):
+        return _FAILED, f"{type(error).__name__}: {error}"
     return _FAILED, f"rank {ranks.rank} failed:\n{traceback.format_exc()}"
 
 
@@ -173,23 +174,40 @@ def _serve(invocation: Invocation, company: "Company", environ: Mapping[str, str
 
     job = prepare(invocation, ranks=company.ranks, environ=environ)
     if not invocation.dry_run:
-        _make(job, company)
-    elif company.ranks.rank == 0:
+        return _make(job, company)
+    if company.ranks.rank == 0:
         print(describe(job))
     return 0
 
 
-def _make(job: "Job", company: "Company") -> None:
+def _make(job: "Job", company: "Company") -> int:
+    from cosmos_nemo.items import make_items
+    from cosmos_nemo.job.describe import remarks
+    from cosmos_nemo.job.stages import text2world
     from cosmos_nemo.parallel.groups import start
-    from cosmos_nemo.parallel.rank_zero import only_rank_zero
+    from cosmos_nemo.parallel.rank_zero import rank_zero
 
     check_same_device(company, job.device.type)
     groups = start(company.ranks, plan=job.plan, store=company.store, device=job.device)
-    pipeline = _text2world(job, groups)
+    job = replace(job, identities=rank_zero(lambda: job.identities, groups.world))
     if groups.rank == 0:
         print(f"{job.card.name} on {job.plan.num_ranks} rank(s): {job.plan}; back end {job.backend.name}")
-    video = pipeline(job.request, on_step=_progress() if groups.rank == 0 else None)
-    only_rank_zero(lambda: _write(job, pipeline, video), groups.world)
+        for line in remarks(job):
+            print(line)
+    tally = make_items(
+        job,
+        text2world(job, groups),
+        groups,
+        tell=lambda line: print(line, flush=True),
+        on_step=_progress if groups.rank == 0 else lambda: None,
+        versions=versions(),
+    )
+    if groups.rank == 0 and job.is_batch:
+        print(
+            f"{tally.made} videos made, {tally.found} were there, {tally.blocked} blocked, "
+            f"{len(job.bad_lines)} bad lines"
+        )
+    return _FAILED if job.bad_lines else _BLOCKED if tally.blocked else 0
 
 
 def check_same_device(company: "Company", device_type: str) -> None:
@@ -199,48 +217,6 @@ def check_same_device(company: "Company", device_type: str) -> None:
             f"rank {company.ranks.rank} computes on {device_type}, but rank 0 on {theirs}: "
             "start all ranks where the same kind of device is visible."
         )
-
-
-def _text2world(job: "Job", groups: "Groups") -> "Text2World":
-    from cosmos_nemo.job import denoise_stage, text_encoder_stage, tokenizer_stage
-    from cosmos_nemo.pipelines.text2world import Text2World
-
-    return Text2World(
-        text_encoder=text_encoder_stage(job, groups),
-        denoise=denoise_stage(job, groups),
-        tokenizer=tokenizer_stage(job),
-        world=groups.world,
-    )
-
-
-def _write(job: "Job", pipeline: "Text2World", video: "Video") -> None:
-    from cosmos_nemo.stages.media import write_video
-
-    assert video.frames_THWC is not None
-    manifest = {**job.facts(), **_costs(pipeline), "versions": versions()}
-    path = job.request.video_path
-    with _terminated_like_any_exit():
-        write_video(video.frames_THWC, path, fps=video.fps, prompt=video.prompt, manifest=manifest)
-    for stage in pipeline.stages:
-        costs = stage.costs
-        print(
-            f"  {stage.name:<13}{costs.seconds:8.1f} s  of which loading {costs.load_seconds:.1f} s"
-            + (f"  peak {costs.peak_bytes / 2**30:.1f} GiB" if costs.peak_bytes else "")
-        )
-    print(f"wrote {path}")
-
-
-def _costs(pipeline: "Text2World") -> dict[str, Any]:
-    return {
-        "stages": {
-            stage.name: {
-                "seconds": round(stage.costs.seconds, 3),
-                "load_seconds": round(stage.costs.load_seconds, 3),
-                "peak_bytes": stage.costs.peak_bytes,
-            }
-            for stage in pipeline.stages
-        }
-    }
 
 
 def versions() -> dict[str, str]:
@@ -254,6 +230,7 @@ def versions() -> dict[str, str]:
 
 
 def _progress() -> Callable[[int, int], None]:
+    """Shows the network calls of one video."""
     from tqdm import tqdm
 
     bar: tqdm[Any] | None = None
@@ -268,20 +245,6 @@ def _progress() -> Callable[[int, int], None]:
             bar.close()
 
     return advance
-
-
-@contextmanager
-def _terminated_like_any_exit() -> Iterator[None]:
-    """SIGTERM (scancel, preemption) unwinds the stack, so that a half-written file is removed."""
-
-    def leave(*_: object) -> None:
-        raise SystemExit(_TERMINATED)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _let_gloo_meet_itself(ranks: Ranks) -> None:

@@ -10,7 +10,8 @@ class Plan:
     """Group sizes; their product is the number of ranks that take part.
 
     `cfg` 2 puts the two guidance branches on two halves of the ranks, `cp` splits the tokens of one branch,
-    `tp` splits the matrices of every layer. `replicas` of all this work on different samples, in training.
+    `tp` splits the matrices of every layer. `replicas` of all this work on different samples in training, and
+    on different videos of a batch otherwise.
     """
 
     cfg: int = 1
@@ -22,8 +23,13 @@ class Plan:
     def num_ranks(self) -> int:
         return self.replicas * self.cfg * self.cp * self.tp
 
+    @property
+    def ranks_per_replica(self) -> int:
+        return self.num_ranks // self.replicas
+
     def __str__(self) -> str:
-        return f"guidance branches {self.cfg} x context parallel {self.cp} x tensor parallel {self.tp}"
+        one = f"guidance branches {self.cfg} x context parallel {self.cp} x tensor parallel {self.tp}"
+        return one if self.replicas == 1 else f"{self.replicas} replicas x {one}"
 
 
 def num_ranks_taking_part(setup: Setup, num_started: int, *, pretend: bool = False) -> int:
@@ -35,6 +41,7 @@ def num_ranks_taking_part(setup: Setup, num_started: int, *, pretend: bool = Fal
         raise RequestError(f"--num_devices {setup.num_devices} must be at least 1.")
     if pretend:
         sizes = (setup.cp_size or 1) * setup.tensor_parallel * (2 if setup.cfg_parallel == "on" else 1)
+        sizes *= setup.replicas
         return setup.num_devices or max(sizes, num_started)
     if (setup.num_devices or 1) > num_started:
         raise RequestError(
@@ -52,12 +59,14 @@ def make_plan(
     cp_size: int | None = None,
     tensor_parallel: int = 1,
     cfg_parallel: str = "auto",
+    replicas: int = 1,
 ) -> Plan:
     """The plan for `num_devices` ranks; RequestError when the sizes asked for do not multiply to them.
 
-    num_branches: network calls a step needs, 2 with guidance, 1 without. `cfg_parallel` "auto" splits the
-    branches whenever the ranks that `cp_size` and `tensor_parallel` leave are even: halves exchange one
-    latent a step, where context parallel exchanges every layer's keys and values.
+    num_branches: network calls a step needs, 2 with guidance, 1 without. Each of the `replicas` gets an equal
+    share of the ranks, which the other sizes divide. `cfg_parallel` "auto" splits the branches whenever the
+    ranks that `cp_size` and `tensor_parallel` leave are even: halves exchange one latent a step, where
+    context parallel exchanges every layer's keys and values.
     """
     if tensor_parallel < 1 or num_heads % tensor_parallel:
         divisors = ", ".join(str(n) for n in range(1, num_heads + 1) if num_heads % n == 0)
@@ -72,9 +81,15 @@ def make_plan(
             "--cfg_parallel on needs two guidance branches, but with --guidance 0 or -1 there is one. "
             "Pass --cfg_parallel auto."
         )
-    cfg = _guidance_halves(num_devices, num_branches, cp_size, tensor_parallel, cfg_parallel)
-    cp = cp_size if cp_size is not None else num_devices // (cfg * tensor_parallel)
-    plan = Plan(cfg=cfg, cp=cp, tp=tensor_parallel)
+    if num_devices % replicas:
+        raise RequestError(
+            f"--replicas {replicas} does not divide the {num_devices} rank(s) that take part. "
+            f"Start a multiple of {replicas}, or pass another number."
+        )
+    share = num_devices // replicas
+    cfg = _guidance_halves(share, num_branches, cp_size, tensor_parallel, cfg_parallel)
+    cp = cp_size if cp_size is not None else share // (cfg * tensor_parallel)
+    plan = Plan(cfg=cfg, cp=cp, tp=tensor_parallel, replicas=replicas)
     if plan.num_ranks != num_devices or cp < 1:
         raise RequestError(
             f"--cp_size {cp_size if cp_size is not None else 'auto'} --tensor_parallel {tensor_parallel} "

@@ -22,7 +22,8 @@ CFG_PARALLEL = ("auto", "on", "off")
 TEXT_ENCODER_DTYPES = ("auto", "bfloat16", "float32")
 ROPE_DTYPES = ("float32", "bfloat16")
 SAMPLER_NAMES = ("RES", "RES-1euler", "RES-2mid", "EDM")
-OFFLOADABLE = ("text_encoder", "denoise", "tokenizer")
+OFFLOADABLE = ("prompt_upsampler", "guardrails", "text_encoder", "denoise", "tokenizer")
+"""In the order in which they are first used; "guardrails" are both guards."""
 VIDEO_SUFFIXES = (".mp4", ".npy")
 _MAX_SEED = 2**32 - 1
 
@@ -40,8 +41,17 @@ class Setup:
     assets_dir: Path | None = None
     tokenizer_dir: Path | None = None
     text_encoder_dir: Path | None = None
+    upsampler_dir: Path | None = None
+    guardrail_dir: Path | None = None
+    text_guard_dir: Path | None = None
     t5_cache_dir: Path | None = None
+    upsamples: bool = False
+    """Prompts of at most `word_limit` words are made longer by the prompt upsampler."""
+    word_limit: int = 250
+    guardrails: bool = True
     num_devices: int | None = None
+    replicas: int = 1
+    """Groups of ranks that make different videos of a batch."""
     cp_size: int | None = None
     tensor_parallel: int = 1
     cfg_parallel: str = "auto"
@@ -50,6 +60,10 @@ class Setup:
     rope_dtype: str = "float32"
     """bfloat16 rounds the rotary angles, by up to 0.3 rad, as NVIDIA's scripts did."""
     offload: frozenset[str] = frozenset()
+
+    @property
+    def offloads_everything(self) -> bool:
+        return self.offload == frozenset(OFFLOADABLE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +82,8 @@ class Text2WorldRequest:
     sampler: str = "RES"
     seed: int = 1
     video_path: Path = Path("output.mp4")
+    line_number: int | None = None
+    """Of the batch file, from 1."""
 
     @property
     def num_branches(self) -> int:
@@ -87,6 +103,8 @@ def validate_setup(setup: Setup) -> None:
         _one_of("--offload", stage, OFFLOADABLE)
     if setup.num_devices is not None:
         _at_least("--num_devices", setup.num_devices, 1)
+    _at_least("--replicas", setup.replicas, 1)
+    _at_least("--word_limit_to_skip_upsampler", setup.word_limit, 0)
 
 
 def validate_request(request: Text2WorldRequest, card: ModelCard) -> None:

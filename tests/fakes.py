@@ -14,6 +14,7 @@ from cosmos_nemo.models.cosmos1_dit.spec import build_network
 from cosmos_nemo.parallel.groups import start_alone
 from cosmos_nemo.sampling.samplers import OnStep
 from cosmos_nemo.stages.base import Stage
+from cosmos_nemo.stages.guardrail.outcome import Blocked
 
 TINY = DiTShape(
     num_layers=2,
@@ -148,3 +149,43 @@ class RecordedTokenizer(RecordedStage):
         self.called()
         self.latents.append(latent_BCTHW)
         return torch.full((9, 8, 8, 3), 7, dtype=torch.uint8)
+
+
+class RecordedTextGuard(RecordedStage):
+    """Blocks every text that holds `blocks`."""
+
+    def __init__(self, journal: list[str], *, blocks: str = "\0", **options: Any) -> None:
+        super().__init__("text_guard", journal, **options)
+        self.blocks, self.texts = blocks, list[str]()
+
+    def __call__(self, text: str) -> str:
+        self.called()
+        self.texts.append(text)
+        if self.blocks in text:
+            raise Blocked("text guard", f"it holds {self.blocks}")
+        return text
+
+
+class RecordedUpsampler(RecordedStage):
+    """Makes "a cat, seen at length" of "a cat"."""
+
+    def __init__(self, journal: list[str], **options: Any) -> None:
+        super().__init__("upsampler", journal, **options)
+
+    def __call__(self, prompt: str) -> str:
+        self.called()
+        return f"{prompt}, seen at length"
+
+
+class RecordedVideoGuard(RecordedStage):
+    """Returns the frames as they are, or made 9, or blocks them."""
+
+    def __init__(self, journal: list[str], *, finds: str = "", **options: Any) -> None:
+        super().__init__("video_guard", journal, **options)
+        self.finds = finds
+
+    def __call__(self, frames_THWC: Tensor) -> Tensor:
+        self.called()
+        if self.finds == "harm":
+            raise Blocked("video content filter", "frame 3 is harm")
+        return torch.full_like(frames_THWC, 9) if self.finds == "a face" else frames_THWC

@@ -9,18 +9,20 @@ from torch import Tensor
 
 from cosmos_nemo.checkpoint.identity import Identity, identify
 from cosmos_nemo.checkpoint.names import network_rules
-from cosmos_nemo.checkpoint.reader import Checkpoint, LazyTensor, open_checkpoint
+from cosmos_nemo.checkpoint.network import open_network
+from cosmos_nemo.checkpoint.reader import Checkpoint, LazyTensor
 from cosmos_nemo.checkpoint.reader.base import Index
 from cosmos_nemo.checkpoint.rules import Rule
-from cosmos_nemo.checkpoint.writer import write_diffusers, write_safetensors, write_torch_dist
+from cosmos_nemo.checkpoint.writer import write_diffusers, write_model_pt, write_safetensors, write_torch_dist
 from cosmos_nemo.checkpoint.writer.new_path import refuse_existing
 
 WRITERS: dict[str, Callable[..., None]] = {
     "nemo": write_torch_dist,
+    "predict1": write_model_pt,
     "safetensors": write_safetensors,
     "diffusers": write_diffusers,
 }
-"""What `to` may be: NeMo's torch_dist, a safetensors file in Predict1's names, a diffusers folder."""
+"""What `to` may be: NeMo's torch_dist, Predict1's model.pt, safetensors in its names, a diffusers folder."""
 
 
 def convert(
@@ -35,10 +37,11 @@ def convert(
     """Writes the network at `source` into the new folder `target`, in the layout `to`; returns which it was.
 
     `model` names its card, found by its shapes if left out; `dtype` None keeps each tensor's own. One tensor
-    is in memory at a time; `on_tensor(done, total)` follows each. Raises CheckpointError, CatalogError.
+    is in memory at a time (all of them for "predict1", which torch.save writes at once);
+    `on_tensor(done, total)` follows each. Raises CheckpointError, CatalogError.
     """
     refuse_existing(target)
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_network(source)
     identity = identify(checkpoint, model=model)
     rules = network_rules(identity.card.network, checkpoint)
     tensors = lazy_network(checkpoint, rules=rules, dtype=dtype)

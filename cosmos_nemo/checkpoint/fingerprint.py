@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+_BOOKKEEPING = ".cache"
+"""A folder in which downloads note times and progress."""
 _SAMPLES = 16
 _SAMPLE_SIZE = 4096
 
@@ -26,7 +28,9 @@ def fingerprint(path: Path) -> str:
 def _files(path: Path) -> list[tuple[str, Path]]:
     if path.is_file():
         return [("", path)]
-    return sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
+    files = (file for file in path.rglob("*") if file.is_file())
+    named = ((file.relative_to(path), file) for file in files)
+    return sorted((name.as_posix(), file) for name, file in named if name.parts[0] != _BOOKKEEPING)
 
 
 def _pieces(file: Path, *, size: int) -> Iterator[bytes]:

@@ -23,17 +23,23 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=60)
 class Groups:
     """The groups of one process.
 
-    `cfg` is Megatron's data-parallel axis: it holds the guidance branches, or the replicas of a training run.
+    `world` are all ranks, `replica` those that make one video together. Megatron's data-parallel axis
+    (collection.dp) holds the replicas and, within each, the guidance branches, whose group is `cfg`.
     """
 
     plan: Plan
     world: ProcessGroup
+    replica: ProcessGroup
     cfg: ProcessGroup
     collection: ProcessGroupCollection
 
     @property
     def rank(self) -> int:
         return self.world.rank()
+
+    @property
+    def replica_index(self) -> int:
+        return self.rank // self.plan.ranks_per_replica
 
     @property
     def cfg_rank(self) -> int:
@@ -44,10 +50,10 @@ class Groups:
 def start(ranks: Ranks, *, plan: Plan, store: dist.Store, device: torch.device) -> Groups:
     """Starts the first `plan.num_ranks` ranks; the others must not call this.
 
-    Megatron's order puts tensor parallel ranks side by side, then context parallel, then the branches.
+    Megatron's order puts tensor parallel ranks side by side, then context parallel, then the branches, then
+    the replicas.
     """
     assert ranks.rank < plan.num_ranks
-    assert 1 in (plan.cfg, plan.replicas), "one axis holds either"
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -80,7 +86,25 @@ def _groups(plan: Plan) -> Groups:
     world = dist.group.WORLD
     assert world is not None
     collection = ProcessGroupCollection.use_mpu_process_groups(["tp", "cp", "dp", "dp_cp", "pp", "mp"])
-    return Groups(plan=plan, world=world, cfg=collection.dp, collection=collection)
+    if plan.replicas == 1:
+        return Groups(plan=plan, world=world, replica=world, cfg=collection.dp, collection=collection)
+    size = plan.ranks_per_replica
+    replica = _own_group([list(range(first, first + size)) for first in range(0, plan.num_ranks, size)])
+    return Groups(plan=plan, world=world, replica=replica, cfg=_branches(plan), collection=collection)
+
+
+def _branches(plan: Plan) -> ProcessGroup:
+    """The ranks that compute the same part of the two branches of one video."""
+    half, step = plan.cp * plan.tp, plan.ranks_per_replica
+    firsts = [replica + inner for replica in range(0, plan.num_ranks, step) for inner in range(half)]
+    return _own_group([[first + branch * half for branch in range(plan.cfg)] for first in firsts])
+
+
+def _own_group(members: list[list[int]]) -> ProcessGroup:
+    """Makes all of these groups, as every rank must, and returns the one this rank is in."""
+    own, _ = dist.new_subgroups_by_enumeration(members, timeout=COLLECTIVE_TIMEOUT)
+    assert own is not None
+    return own
 
 
 def stop() -> None:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from cosmos_nemo.stages.parked import RESERVE, CudaTransfer, Parked
 
 logger = logging.getLogger(__name__)
 
@@ -18,40 +20,9 @@ class Costs:
     load_seconds: float = 0.0
     seconds: float = 0.0
     peak_bytes: int = 0
-
-
-class Parked:
-    """One host copy of a module's weights, pinned when the weights live on a GPU.
-
-    Weights never travel back: `release` frees the device storage, `restore` copies from the host again.
-    """
-
-    def __init__(self) -> None:
-        self._host: dict[str, Tensor] = {}
-
-    def keep(self, module: nn.Module) -> None:
-        """Takes the host copy of a resident module; once, right after it is built."""
-        for name, tensor in _storage(module):
-            if tensor.is_cuda:
-                host = torch.empty_like(tensor, device="cpu", pin_memory=True)
-                self._host[name] = host.copy_(tensor.detach())
-            else:
-                self._host[name] = tensor.detach()
-
-    def restore(self, module: nn.Module, device: torch.device) -> None:
-        for name, tensor in _storage(module):
-            tensor.data = self._host[name].to(device, non_blocking=True)
-
-    def release(self, module: nn.Module) -> None:
-        """Empties every tensor, so that use of a parked module fails at once instead of being slow."""
-        for _, tensor in _storage(module):
-            tensor.data = tensor.data.new_empty(0)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-def _storage(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*module.named_parameters(), *module.named_buffers()]
+    """In use by tensors; those of other resident stages count."""
+    peak_reserved_bytes: int = 0
+    """Taken from the device by PyTorch's allocator, which nobody else can have meanwhile."""
 
 
 class Stage:
@@ -62,17 +33,27 @@ class Stage:
 
     name: ClassVar[str]
 
-    def __init__(self, *, device: torch.device, offload: bool = False) -> None:
-        self.device, self.offload = device, offload
+    def __init__(self, *, device: torch.device, offload: bool = False, prefetches: bool = False) -> None:
+        """prefetches: `prefetch` does something. Not for where each model is to be alone on its device."""
+        self.device, self.offload, self.prefetches = device, offload, prefetches
         self.module: nn.Module | None = None
-        self.parked = Parked()
+        self.parked = Parked(CudaTransfer(device) if offload and device.type == "cuda" else None)
         self.costs = Costs()
         self._resident = False
         self._entered = 0.0
 
     def build(self) -> nn.Module:
-        """The module, filled, on `self.device`. Called at most once per process."""
+        """The module, filled, on `self.device`. Called once per process, again only if that failed."""
         raise NotImplementedError(f"{type(self).__name__}.build")
+
+    def prefetch(self, *, reserve: int = RESERVE) -> None:
+        """Begins to bring a parked module back, beside whatever the device does next.
+
+        Nothing happens unless the stage `prefetches`, was parked before, and fits beside `reserve` bytes that
+        stay free for the others. Enter the stage to use it, or `park` it if it is not needed after all.
+        """
+        if self.prefetches and self.offload and self.module is not None and not self._resident:
+            self.parked.prefetch(reserve=reserve)
 
     def reside(self) -> None:
         """Makes the module resident: builds it at first, afterwards copies a parked one to the device."""
@@ -80,20 +61,19 @@ class Stage:
             return
         started = time.perf_counter()
         if self.module is None:
-            self.module = self.build()
-            if self.offload:
-                self.parked.keep(self.module)
+            self.module = self._built()
         else:
-            self.parked.restore(self.module, self.device)
-        self._synchronize()
+            self.parked.restore()
         self._resident = True
+        self._synchronize()
         self.costs.load_seconds += time.perf_counter() - started
         logger.info("%s resident after %.1f s", self.name, time.perf_counter() - started)
 
     def park(self) -> None:
-        if self.offload and self._resident and self.module is not None:
-            self.parked.release(self.module)
+        """Frees the device's memory if the stage is offloaded; a prefetch that is under way is dropped."""
+        if self.offload and (self._resident or self.parked.is_arriving):
             self._resident = False
+            self.parked.release()
 
     def __enter__(self) -> Self:
         if self.device.type == "cuda":
@@ -107,11 +87,28 @@ class Stage:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._synchronize()
+        try:
+            self._synchronize()
+            self._count()
+        finally:
+            self.park()
+
+    def _built(self) -> nn.Module:
+        """A module whose host copy fails is not kept: it could be neither parked nor built again."""
+        module = self.build()
+        if self.offload:
+            self.parked.keep(module)
+        return module
+
+    def _count(self) -> None:
         self.costs.seconds += time.perf_counter() - self._entered
         if self.device.type == "cuda":
-            self.costs.peak_bytes = max(self.costs.peak_bytes, torch.cuda.max_memory_allocated(self.device))
-        self.park()
+            peak, reserved = (
+                torch.cuda.max_memory_allocated(self.device),
+                torch.cuda.max_memory_reserved(self.device),
+            )
+            self.costs.peak_bytes = max(self.costs.peak_bytes, peak)
+            self.costs.peak_reserved_bytes = max(self.costs.peak_reserved_bytes, reserved)
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cosmos_nemo.catalog import ModelCard
 from cosmos_nemo.checkpoint.load import load_into
 from cosmos_nemo.checkpoint.names import network_rules
-from cosmos_nemo.checkpoint.reader import open_checkpoint
+from cosmos_nemo.checkpoint.network import open_network
 from cosmos_nemo.models.common.backend import Backend
 from cosmos_nemo.models.cosmos1_dit.layers import KeyValue
 from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT, Positions
@@ -39,14 +39,15 @@ class Denoise(Stage):
         dtype: torch.dtype,
         rope_dtype: torch.dtype = torch.float32,
         offload: bool = False,
+        prefetches: bool = False,
     ) -> None:
-        super().__init__(device=device, offload=offload)
+        super().__init__(device=device, offload=offload, prefetches=prefetches)
         self.card, self.checkpoint = card, checkpoint
         self.groups, self.backend = groups, backend
         self.dtype, self.rope_dtype = dtype, rope_dtype
 
     def build(self) -> nn.Module:
-        return everywhere(self._build, self.groups.world)
+        return everywhere(self._build, self.groups.replica)
 
     @torch.inference_mode()
     def __call__(
@@ -75,7 +76,7 @@ class Denoise(Stage):
         return x0 / self.card.sigma_data
 
     def _build(self) -> Cosmos1DiT:
-        checkpoint = open_checkpoint(self.checkpoint)
+        checkpoint = open_network(self.checkpoint)
         rules = network_rules(self.card.network, checkpoint)
         collection = self.groups.collection
         network = build_network(

@@ -1,11 +1,13 @@
 """Writing a video and what belongs beside it, whole or not at all."""
 
+import fcntl
+import hashlib
 import json
 import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +41,50 @@ def write_video(
 ) -> None:
     """Writes `path` (.mp4 by ffmpeg, or .npy), its prompt as .txt, its manifest as .json; makes the folder.
 
-    frames: uint8 0..255. All three appear under their names only when all are complete, the video last.
-    OSError if the disk is full.
+    frames: uint8 0..255. All three appear under their names only when all are complete, the video last, and
+    are of one call even when several processes write the same names. The manifest gets the digest of the
+    video's file, `video_sha256`. OSError if the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(manifest, indent=1, ensure_ascii=False)
     write_frames = _write_npy if path.suffix.lower() == ".npy" else _write_mp4
-    with _renamed_together() as temporary:
-        temporary(path.with_suffix(".txt")).write_text(prompt, encoding="utf-8")
-        temporary(path.with_suffix(".json")).write_text(text, encoding="utf-8")
-        write_frames(frames_THWC, temporary(path), fps)
+    with _renamed_together(path.parent) as temporary:
+        prompt_path = temporary(path.with_suffix(".txt"))
+        manifest_path = temporary(path.with_suffix(".json"))
+        video_path = temporary(path)
+        prompt_path.write_text(prompt, encoding="utf-8")
+        write_frames(frames_THWC, video_path, fps)
+        _write_json(manifest_path, {**manifest, "video_sha256": file_digest(video_path)})
+    blocked_path(path).unlink(missing_ok=True)
+
+
+def write_blocked(path: Path, *, manifest: Mapping[str, Any]) -> None:
+    """Writes down beside where the video would be that a guardrail blocked it; an older video stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _renamed_together(path.parent) as temporary:
+        _write_json(temporary(blocked_path(path)), manifest)
+
+
+def blocked_path(path: Path) -> Path:
+    """Where a blocked video's manifest goes: name.blocked.json for name.mp4."""
+    return path.with_suffix(".blocked.json")
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 @contextmanager
-def _renamed_together() -> Iterator[Callable[[Path], Path]]:
-    """Gives temporary names, which become the real ones at the end; an interrupt leaves nothing behind."""
+def _renamed_together(folder: Path) -> Iterator[Callable[[Path], Path]]:
+    """Gives temporary names in `folder`, which become the real ones at the end, one process at a time.
+
+    An interrupt leaves nothing behind.
+    """
     names: dict[Path, Path] = {}
 
     def temporary(path: Path) -> Path:
@@ -62,11 +93,25 @@ def _renamed_together() -> Iterator[Callable[[Path], Path]]:
 
     try:
         yield temporary
-        for path, written in names.items():
-            os.replace(written, path)
+        with _locked(folder):
+            for path, written in names.items():
+                os.replace(written, path)
     finally:
         for written in names.values():
             written.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Waits until no other process holds the folder. A file system without locks is written to all the same:
+    then only two runs that end in the same instant could mix their files."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _write_mp4(frames_THWC: Tensor, path: Path, fps: int) -> None:

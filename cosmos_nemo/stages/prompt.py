@@ -1,5 +1,27 @@
 """The prompt on its way from the request to the text encoder."""
 
+from cosmos_nemo.request import Text2WorldRequest
+from cosmos_nemo.stages.guardrail.text_guard import TextGuard
+from cosmos_nemo.stages.prompt_upsampler import PromptUpsampler
+from cosmos_nemo.stages.skip import Skip
+
+
+def prepare_prompt(
+    request: Text2WorldRequest, *, text_guard: TextGuard | Skip, upsampler: PromptUpsampler | Skip
+) -> str:
+    """The text that the video is made of: judged, made longer, given its subject, and judged again.
+
+    Blocked or GuardrailUnavailable as the guard finds. The released scripts do not judge the subject.
+    """
+    with text_guard as judge:
+        judge(request.prompt)
+    with upsampler as upsample:
+        prompt = with_subject(upsample(request.prompt), request.subject_name)
+    if prompt != request.prompt:
+        with text_guard as judge:
+            judge(prompt)
+    return prompt
+
 
 def with_subject(prompt: str, subject_name: str) -> str:
     """`prompt`, after the phrase that post-training tied to its subject; unchanged without a subject.

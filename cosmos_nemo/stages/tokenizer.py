@@ -33,10 +33,11 @@ class Tokenizer(Stage):
         device: torch.device,
         dtype: torch.dtype | None = None,
         offload: bool = False,
+        prefetches: bool = False,
         parts: Collection[str] = PARTS,
     ) -> None:
         """dtype: None is bfloat16 on a GPU and float32 on the CPU; parts: "encoder", "decoder" or both."""
-        super().__init__(device=device, offload=offload)
+        super().__init__(device=device, offload=offload, prefetches=prefetches)
         self.shape, self.folder, self.parts = shape, folder, parts
         self.dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
 

@@ -15,9 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         required=True,
-        choices=("nemo", "safetensors", "diffusers"),
-        help="nemo: torch_dist, as --nemo_checkpoint takes it; safetensors: in the names of Predict1's "
-        "model.pt; diffusers: a folder for CosmosTransformer3DModel",
+        choices=("nemo", "predict1", "safetensors", "diffusers"),
+        help="nemo: torch_dist, as --nemo_checkpoint takes it; predict1: model.pt (needs host memory for all "
+        "of it); safetensors: in the same names; diffusers: a folder for CosmosTransformer3DModel",
     )
     parser.add_argument(
         "--model", metavar="CARD", help=f"found by its sizes if left out; one of {', '.join(CARDS)}"

@@ -58,6 +58,7 @@ def _network_facts(checkpoint: "Checkpoint") -> Iterator[tuple[str, str]]:
     from cosmos_nemo.checkpoint.card_file import read_card_file
     from cosmos_nemo.checkpoint.formats import detect_format
     from cosmos_nemo.checkpoint.identity import identify
+    from cosmos_nemo.checkpoint.lora import merge_lora
     from cosmos_nemo.checkpoint.names import network_rules, parameter_shapes
     from cosmos_nemo.checkpoint.reader import CheckpointError
 
@@ -67,8 +68,11 @@ def _network_facts(checkpoint: "Checkpoint") -> Iterator[tuple[str, str]]:
         yield "format", "no Cosmos 1 diffusion transformer"
         return
     yield "format", format_.name
-    identity = identify(checkpoint)
-    network_rules(identity.card.network, checkpoint)
+    merged = merge_lora(checkpoint)
+    if merged is not checkpoint:
+        yield "post-trained", "with LoRA, which is merged when the network is read"
+    identity = identify(merged)
+    network_rules(identity.card.network, merged)
     differs = "nearest to " if identity.overrides else ""
     yield "model", f"{differs}{identity.base.name}"
     yield "parameters", f"{sum(map(prod, parameter_shapes(identity.card.network).values())):,}"

@@ -10,6 +10,7 @@ from cosmos_nemo.console import set_up_logging
 
 COMMANDS = {
     "models": "the released models this version knows",
+    "doctor": "what this machine can run",
     "inspect": "what a checkpoint holds",
     "convert": "a checkpoint into another format",
     "standin": "nano-size random weights in a model's released layout",

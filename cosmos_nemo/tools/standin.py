@@ -8,18 +8,30 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cosmos_nemo.catalog import CARDS, CatalogError, ModelCard, find_card, overrides_of
-from cosmos_nemo.checkpoint.locate import HubFiles, text_encoder_of, tokenizer_of, weights_of
+from cosmos_nemo.checkpoint.locate import (
+    HubFiles,
+    guardrail_of,
+    text_encoder_of,
+    text_guard_of,
+    tokenizer_of,
+    upsampler_of,
+    weights_of,
+)
 
 _NANO_WIDTH = 512
 """Networks up to this width are written as they are."""
 
 _MARKER = "standin.json"
-_LAYOUT_USE = {"folder": "--cosmos_assets_dir {folder}", "hub": "HF_HOME={folder} HF_HUB_OFFLINE=1"}
+_LAYOUT_USE = {
+    "folder": "general.py --cosmos_assets_dir {folder} or text2world.py --checkpoint_dir {folder}",
+    "hub": "HF_HOME={folder} HF_HUB_OFFLINE=1",
+}
 
 
 class StandinError(ValueError):
@@ -28,26 +40,32 @@ class StandinError(ValueError):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `cosmos-nemo standin`."""
-    parser.add_argument("card", metavar="CARD", help=f"one of {', '.join(CARDS)}")
+    parser.add_argument(
+        "cards",
+        metavar="CARD",
+        nargs="+",
+        help=f"one or more of {', '.join(CARDS)}; they share what they can",
+    )
     parser.add_argument("folder", type=Path, metavar="DIR", help="where to write: a new or an empty folder")
     parser.add_argument("--seed", type=int, default=0, help="of the weights (default 0)")
     parser.add_argument(
         "--layout",
         choices=tuple(_LAYOUT_USE),
         default="folder",
-        help="folder: DIR serves as --cosmos_assets_dir (default); hub: DIR serves as HF_HOME",
+        help="folder: DIR serves as --cosmos_assets_dir or --checkpoint_dir (default); hub: as HF_HOME",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """0: written, or already there; 2: unknown card, or a folder that holds something else."""
     try:
-        is_new = write_standin(find_card(args.card), args.folder, seed=args.seed, layout=args.layout)
+        cards = [find_card(name) for name in args.cards]
+        is_new = write_standin(cards, args.folder, seed=args.seed, layout=args.layout)
     except (CatalogError, StandinError) as error:
         print(f"cosmos-nemo standin: {error}", file=sys.stderr)
         return 2
     state, use = "written" if is_new else "is there", _LAYOUT_USE[args.layout].format(folder=args.folder)
-    print(f"{args.folder}: {args.card} with random weights {state}. Use it with {use}")
+    print(f"{args.folder}: {', '.join(args.cards)} with random weights {state}. Use it with {use}")
     return 0
 
 
@@ -72,14 +90,13 @@ def standin_card(card: ModelCard) -> ModelCard:
     return replace(card, network=small, tokenizer=replace(card.tokenizer, channels=16))
 
 
-def write_standin(card: ModelCard, folder: Path, *, seed: int, layout: str) -> bool:
-    """Writes the stand-in; False if exactly this one is in `folder` already.
+def write_standin(cards: Sequence[ModelCard], folder: Path, *, seed: int, layout: str) -> bool:
+    """Writes stand-ins of all models of the cards; False if exactly these are in `folder` already.
 
-    The weights' folder holds a card.json with the sizes that differ. The folder appears whole or not at all.
-    StandinError if it holds anything else, or cannot be written.
+    Each network's folder holds a card.json with the sizes that differ. The folder appears whole or not at
+    all. StandinError if it holds anything else, or cannot be written.
     """
-    small = standin_card(card)
-    marker = _marker(small, seed=seed, layout=layout)
+    marker = _marker(cards, seed=seed, layout=layout)
     if _is_there(folder, marker):
         return False
     try:
@@ -87,7 +104,8 @@ def write_standin(card: ModelCard, folder: Path, *, seed: int, layout: str) -> b
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as partial:
             root = Path(partial) / "whole"
             root.mkdir()
-            _write_parts(small, card, root, seed=seed, layout=layout)
+            for card in cards:
+                _write_parts(card, root, seed=seed, layout=layout)
             (root / _MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
             os.replace(root, folder)
     except OSError as error:
@@ -95,27 +113,59 @@ def write_standin(card: ModelCard, folder: Path, *, seed: int, layout: str) -> b
     return True
 
 
-def _write_parts(small: ModelCard, card: ModelCard, root: Path, *, seed: int, layout: str) -> None:
-    from cosmos_nemo.checkpoint.reader import LazyTensor
-    from cosmos_nemo.checkpoint.writer import write_torch_dist, write_zarr
-    from cosmos_nemo.tools.standin_network import random_network
+def _write_parts(card: ModelCard, root: Path, *, seed: int, layout: str) -> None:
+    """All models of one card, but for those that an earlier card brought."""
+    from cosmos_nemo.stages.guardrail import WORD_LISTS
     from cosmos_nemo.tools.standin_text import write_text_encoder
+    from cosmos_nemo.tools.standin_text_guard import write_llama_guard, write_word_lists
     from cosmos_nemo.tools.standin_tokenizer import write_released_tokenizer
+    from cosmos_nemo.tools.standin_upsampler import write_upsampler
+    from cosmos_nemo.tools.standin_video_guard import write_video_guard
 
-    place = functools.partial(_place, root=root, seed=seed, layout=layout)
-    weights, tokenizer, text = weights_of(small), tokenizer_of(small), text_encoder_of(small)
-    tensors = random_network(small.network, seed=seed)
-    write_network = write_zarr if weights.is_released else write_torch_dist
-    write_network(
-        place(weights) / weights.subfolder,
-        {name: LazyTensor.of(tensor) for name, tensor in tensors.items()},
+    small = standin_card(card)
+
+    def write_guardrails(folder: Path, *, seed: int) -> None:
+        write_word_lists(folder / WORD_LISTS)
+        write_video_guard(folder, seed=seed)
+
+    tokenizer_layout: Literal["jit", "safetensors"] = (
+        "jit" if tokenizer_of(card).is_released else "safetensors"
+    )
+    parts: list[tuple[HubFiles, Callable[..., object]]] = [
+        (weights_of(card), functools.partial(_write_network, small, card)),
+        (
+            tokenizer_of(card),
+            functools.partial(write_released_tokenizer, small.tokenizer, layout=tokenizer_layout),
+        ),
+        (
+            text_encoder_of(card),
+            functools.partial(write_text_encoder, text_dim=small.network.text_dim),
+        ),
+    ]
+    if card.sources.upsampler:
+        parts.append((upsampler_of(card), write_upsampler))
+    if card.sources.guardrail:
+        parts += [(guardrail_of(card), write_guardrails), (text_guard_of(card), write_llama_guard)]
+    for files, write in parts:
+        folder = _place(files, root=root, seed=seed, layout=layout)
+        if not folder.exists():
+            write(folder=folder, seed=seed)
+
+
+def _write_network(small: ModelCard, card: ModelCard, *, folder: Path, seed: int) -> None:
+    """As NVIDIA released it (model.pt or zarr), or, of a model of our own, as torch_dist."""
+    from cosmos_nemo.checkpoint.reader import LazyTensor
+    from cosmos_nemo.checkpoint.writer import write_model_pt, write_torch_dist, write_zarr
+    from cosmos_nemo.tools.standin_network import random_network
+
+    inner = card.sources.weights_folder
+    write = write_model_pt if not inner else write_zarr if weights_of(card).is_released else write_torch_dist
+    write(
+        folder / inner,
+        {name: LazyTensor.of(tensor) for name, tensor in random_network(small.network, seed=seed).items()},
         shape=small.network,
         card_overrides=overrides_of(small, card),
     )
-    write_released_tokenizer(
-        small.tokenizer, place(tokenizer), seed=seed, layout="jit" if tokenizer.is_released else "safetensors"
-    )
-    write_text_encoder(place(text), text_dim=small.network.text_dim, seed=seed)
 
 
 def _place(files: HubFiles, *, root: Path, seed: int, layout: str) -> Path:
@@ -124,14 +174,19 @@ def _place(files: HubFiles, *, root: Path, seed: int, layout: str) -> Path:
         return root / files.assets_name
     repository = root / "hub" / files.hub_name
     commit = hashlib.sha1(f"stand-in {files.repository} {seed}".encode()).hexdigest()
-    (repository / "refs").mkdir(parents=True)
+    (repository / "refs").mkdir(parents=True, exist_ok=True)
     (repository / "refs" / "main").write_text(commit)
     return repository / "snapshots" / commit
 
 
-def _marker(small: ModelCard, *, seed: int, layout: str) -> dict[str, Any]:
-    sizes = {part: dataclasses.asdict(getattr(small, part)) for part in ("network", "tokenizer")}
-    return json.loads(json.dumps({"standin": small.name, "seed": seed, "layout": layout, **sizes}))
+def _marker(cards: Sequence[ModelCard], *, seed: int, layout: str) -> dict[str, Any]:
+    sizes = {
+        card.name: {
+            part: dataclasses.asdict(getattr(standin_card(card), part)) for part in ("network", "tokenizer")
+        }
+        for card in cards
+    }
+    return json.loads(json.dumps({"standin": sizes, "seed": seed, "layout": layout}))
 
 
 def _is_there(folder: Path, marker: dict[str, Any]) -> bool:
@@ -143,7 +198,9 @@ def _is_there(folder: Path, marker: dict[str, Any]) -> bool:
     except (OSError, ValueError):
         raise StandinError(f"{folder} is not empty and holds no stand-in: choose a new folder.") from None
     if found != marker:
-        held = f"{found.get('standin')} (seed {found.get('seed')}, layout {found.get('layout')})"
+        held = (
+            f"{', '.join(found.get('standin', ()))} (seed {found.get('seed')}, layout {found.get('layout')})"
+        )
         raise StandinError(
             f"{folder} holds another stand-in, {held}, perhaps with sizes of an older version: "
             "choose a new folder or remove it."

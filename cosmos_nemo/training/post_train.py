@@ -12,7 +12,7 @@ import torch
 from cosmos_nemo.catalog import ModelCard
 from cosmos_nemo.checkpoint.load import load_into
 from cosmos_nemo.checkpoint.names import network_rules
-from cosmos_nemo.checkpoint.reader import open_checkpoint
+from cosmos_nemo.checkpoint.network import open_network
 from cosmos_nemo.models.common.backend import torch_backend
 from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
 from cosmos_nemo.models.cosmos1_dit.spec import build_network
@@ -198,7 +198,7 @@ def _network(
     )
     tp_rank, tp_size = collection.tp.rank(), collection.tp.size()
     if is_filled and run.start is not None:
-        checkpoint = open_checkpoint(run.start)
+        checkpoint = open_network(run.start)
         load_into(
             network,
             checkpoint=checkpoint,

@@ -40,7 +40,7 @@ def _standin(card: str, folder: Path, layout: str = "folder") -> Path:
     from cosmos_nemo.catalog import find_card
     from cosmos_nemo.tools.standin import write_standin
 
-    write_standin(find_card(card), folder, seed=0, layout=layout)
+    write_standin([find_card(card)], folder, seed=0, layout=layout)
     return folder
 
 
@@ -94,7 +94,8 @@ def test_one_process_writes_video_prompt_and_manifest(run_here: Run, nano: Path,
     assert manifest["model"] == NANO
     assert manifest["request"]["seed"] == 5
     assert manifest["plan"] == {"cfg": 1, "cp": 1, "tp": 1, "replicas": 1}
-    assert manifest["guardrail"].startswith("none ran")
+    assert manifest["guardrails"] == {"state": "the model comes without"}
+    assert manifest["prompt"] == "A video of sks ball. A red ball moves to the left."
     assert set(manifest["files"]) == {"weights", "tokenizer", "text_encoder"}
     assert all(len(file["fingerprint"]) >= 8 for file in manifest["files"].values())
     assert all(manifest["stages"][name]["seconds"] > 0 for name in ("text_encoder", "denoise", "tokenizer"))
@@ -152,9 +153,7 @@ def test_a_cached_prompt_makes_the_same_frames(run_here: Run, nano: Path, tmp_pa
 
 def _general_commands() -> list[list[str]]:
     return [
-        [word for word in command.argv if word != "--enable_prompt_upsampler"]
-        for command in commands.commands_of("004")
-        if command.script.endswith("general.py")
+        list(command.argv) for command in commands.commands_of("004") if command.script.endswith("general.py")
     ]
 
 
@@ -173,26 +172,25 @@ def test_the_documents_base_command_runs_verbatim_on_a_stand_in(tmp_path: Path) 
     )
     assert ended.returncode == 0, ended.stderr
     assert "NVTE_FUSED_ATTN=0" in ended.stderr
-    assert (tmp_path / "Cosmos-1.0-Diffusion-7B-Text2World.mp4").stat().st_size > 0
+    video = tmp_path / "Cosmos-1.0-Diffusion-7B-Text2World.mp4"
+    assert video.stat().st_size > 0
+    manifest = json.loads(video.with_suffix(".json").read_text())
+    assert manifest["guardrails"] == {"state": "on", "outcome": "passed"}
+    assert manifest["prompt"].startswith("In soft light the camera holds still")
 
 
-def test_the_documents_post_trained_command_starts_8_ranks_of_which_1_takes_part(
-    nano: Path, tmp_path: Path
-) -> None:
-    checkpoint = nano / NANO / "nemo" / "weights"
+def test_the_documents_post_trained_command_starts_8_ranks_of_which_1_takes_part(tmp_path: Path) -> None:
+    name = "Cosmos-1.0-Diffusion-7B-Text2World"
+    assets = _standin(name, tmp_path / "assets")
     argv = _general_commands()[1]
-    for flag, value in (
-        ("--model", NANO),
-        ("--nemo_checkpoint", str(checkpoint)),
-        ("--video_save_path", str(tmp_path / "v.mp4")),
-    ):
-        argv[argv.index(flag) + 1] = value
+    argv[argv.index("--nemo_checkpoint") + 1] = str(assets / name / "nemo")
+    argv[argv.index("--video_save_path") + 1] = str(tmp_path / "v.mp4")
     ended = launcher.wait_for(
-        launcher.start_ranks(8, GENERAL, *argv, "--cosmos_assets_dir", str(nano), *SMALL)
+        launcher.start_ranks(8, GENERAL, *argv, "--cosmos_assets_dir", str(assets), *SMALL)
     )
     assert [one.status for one in ended] == [0] * 8, ended[0].err
     assert all("is idle" in one.out for one in ended[1:])
-    assert (tmp_path / "v.txt").read_text().startswith("A video of sks teal robot. The teal robot is cooking")
+    assert (tmp_path / "v.txt").read_text().startswith("A video of sks teal robot. In soft light")
     assert json.loads((tmp_path / "v.json").read_text())["plan"] == {
         "cfg": 1,
         "cp": 1,
@@ -249,7 +247,8 @@ def test_ranks_of_torchrun_and_of_srun_make_the_frames_of_one(
         (["--prompt", "A red \udcff ball"], "--prompt"),
         (["--sampler", "RES-2mid", "--num_steps", "1"], "--num_steps 1 --sampler RES-2mid"),
         (["--t5_cache_dir", "a", "--text_encoder_dir", "b"], "--t5_cache_dir"),
-        (["--enable_prompt_upsampler"], "--enable_prompt_upsampler"),
+        (["--enable_prompt_upsampler"], "comes without a prompt upsampler"),
+        (["--guardrail_dir", "x"], "comes without guardrails: pass --text_guard_dir too"),
     ],
 )
 def test_a_bad_flag_exits_2_with_one_sentence(
@@ -399,7 +398,7 @@ def test_a_dry_run_takes_the_ranks_that_the_sizes_ask_for(run_here: Run) -> None
 def test_offline_without_files_exits_2_and_names_the_download(run_here: Run) -> None:
     ended = run_here("--prompt", "x")  # conftest.py gives every test an empty HF_HOME and HF_HUB_OFFLINE
     assert ended.returncode == 2, ended.stderr
-    assert "download/diffusion_nemo.py" in ended.stderr
+    assert "download/nemo.py" in ended.stderr
 
 
 def test_a_dry_run_prints_the_plan_of_8_ranks_without_files_or_ranks(run_here: Run) -> None:

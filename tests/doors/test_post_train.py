@@ -132,7 +132,7 @@ def test_inference_makes_a_video_with_the_checkpoint(
     from cosmos_nemo.catalog import find_card
     from cosmos_nemo.tools.standin import write_standin
 
-    write_standin(find_card(NANO), tmp_path / "assets", seed=0, layout="folder")
+    write_standin([find_card(NANO)], tmp_path / "assets", seed=0, layout="folder")
     path = checkpoint_in(trained[0])
     videos = []
     for name, more in (("trained", ["--nemo_checkpoint", str(path)]), ("standin", [])):

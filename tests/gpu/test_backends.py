@@ -88,7 +88,7 @@ def test_the_door_makes_the_same_video_with_everything_offloaded(tmp_path: Path)
     from cosmos_nemo.tools.standin import write_standin
 
     card = CARDS["Cosmos-Nano-Text2World"]
-    write_standin(card, tmp_path / "assets", seed=0, layout="folder")
+    write_standin([card], tmp_path / "assets", seed=0, layout="folder")
     flags = ["--model", card.name, "--cosmos_assets_dir", str(tmp_path / "assets"), "--prompt", "A red ball."]
     flags += ["--num_steps", "4", "--backend", "torch"]
     everything = ["--offload", "text_encoder,denoise,tokenizer"]

@@ -25,7 +25,7 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from cosmos_nemo.tools.standin import write_standin
 
     folder = tmp_path_factory.mktemp("assets") / "nano"
-    write_standin(find_card("Cosmos-Nano-Text2World"), folder, seed=0, layout="folder")
+    write_standin([find_card("Cosmos-Nano-Text2World")], folder, seed=0, layout="folder")
     return folder
 
 

@@ -25,6 +25,10 @@ PLANS = (
     Plan(cfg=2, cp=2),
     Plan(cp=2, tp=2),
     Plan(cfg=2, tp=2),
+    Plan(replicas=2),
+    Plan(replicas=2, cfg=2),
+    Plan(replicas=2, cp=2),
+    Plan(replicas=2, tp=2),
 )
 CARD = replace(
     CARDS["Cosmos-Nano-Text2World"],
@@ -46,7 +50,7 @@ REQUEST = Text2WorldRequest(prompt="x", height=80, width=80, num_frames=33, num_
 
 
 def name_of(plan: Plan) -> str:
-    return f"cfg{plan.cfg}_cp{plan.cp}_tp{plan.tp}"
+    return f"replicas{plan.replicas}_cfg{plan.cfg}_cp{plan.cp}_tp{plan.tp}"
 
 
 def main(folder: Path) -> None:

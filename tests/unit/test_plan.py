@@ -91,3 +91,29 @@ def test_a_dry_run_pretends_the_ranks_that_the_flags_ask_for() -> None:
     setup = Setup(model="x", cp_size=4, tensor_parallel=2, cfg_parallel="on")
     assert num_ranks_taking_part(setup, 1, pretend=True) == 16
     assert num_ranks_taking_part(Setup(model="x", num_devices=64), 1, pretend=True) == 64
+
+
+@pytest.mark.parametrize(
+    ("sizes", "plan"),
+    [
+        ({}, Plan(replicas=2, cfg=2, cp=2)),
+        ({"cp_size": 4}, Plan(replicas=2, cp=4)),
+        ({"tensor_parallel": 2}, Plan(replicas=2, cfg=2, tp=2)),
+        ({"num_branches": 1}, Plan(replicas=2, cp=4)),
+    ],
+)
+def test_replicas_get_equal_shares_of_the_ranks(sizes: dict[str, int], plan: Plan) -> None:
+    made = _plan(8, replicas=2, **sizes)
+    assert made == plan
+    assert (made.num_ranks, made.ranks_per_replica) == (8, 4)
+    assert str(made).startswith("2 replicas x guidance branches")
+
+
+def test_replicas_that_do_not_divide_the_ranks_are_refused() -> None:
+    with pytest.raises(RequestError, match=r"--replicas 3 does not divide the 8 rank"):
+        _plan(8, replicas=3)
+
+
+def test_a_dry_run_counts_the_ranks_of_all_replicas() -> None:
+    setup = Setup(model="x", replicas=2, cp_size=2, cfg_parallel="on")
+    assert num_ranks_taking_part(setup, 1, pretend=True) == 8

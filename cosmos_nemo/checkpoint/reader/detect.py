@@ -9,14 +9,18 @@ from cosmos_nemo.checkpoint.reader.safetensors import open_safetensors, shards_o
 from cosmos_nemo.checkpoint.reader.torch_file import open_torch_file
 from cosmos_nemo.checkpoint.reader.zarr import open_zarr
 
+# NeMo saves into the first; a released repository keeps its NeMo checkpoint in the second.
+_INNER = ("weights", "nemo")
+
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint at `path`, a file or a folder of any known layout, without reading its data.
 
-    A NeMo path may be the folder of the files, or the one above its `weights`. Raises CheckpointError, naming
-    the file, if anything is missing, truncated or unfinished, or if `path` holds none or several checkpoints.
+    A NeMo path may be the folder of the files, or the one above its `weights` or `nemo`. Raises
+    CheckpointError, naming the file, if anything is missing, truncated or unfinished, or if `path` holds none
+    or several checkpoints.
     """
     path = Path(path).expanduser()
     try:
@@ -79,8 +83,10 @@ def _candidates(folder: Path) -> dict[str, Callable[[], Checkpoint]]:
     if (folder / "model.pt").is_file():
         found["model.pt"] = lambda: open_torch_file(folder / "model.pt")
     found |= _safetensors_sets(folder)
-    if not found and (folder / "weights").is_dir():
-        found["weights/"] = lambda: open_checkpoint(folder / "weights")
+    if not found:
+        inner = next((folder / name for name in _INNER if (folder / name).is_dir()), None)
+        if inner is not None:
+            found[f"{inner.name}/"] = lambda: open_checkpoint(inner)
     return found
 
 

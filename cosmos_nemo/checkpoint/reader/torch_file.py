@@ -1,5 +1,6 @@
 """model.pt and other files of torch.save, and TorchScript modules."""
 
+import io
 import pickle
 import re
 import warnings
@@ -15,6 +16,7 @@ from cosmos_nemo.checkpoint.reader.base import Checkpoint, CheckpointError, Lazy
 
 # A training checkpoint keeps the network under one of these (spec/predict1-diffusion.md, 2).
 _WRAPPERS = ("model", "module", "state_dict")
+_LORA = "_lora-"
 
 
 def open_torch_file(path: Path) -> Checkpoint:
@@ -52,7 +54,9 @@ def _record_names(path: Path) -> list[str]:
 
 def _load(path: Path, *, mmap: bool) -> Any:
     try:
-        return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+        # Transformer Engine's _extra_state is one.
+        with torch.serialization.safe_globals([io.BytesIO]):
+            return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
     except pickle.UnpicklingError as error:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         if foreign is None:
@@ -72,9 +76,9 @@ def _unwrap(content: Any, *, path: Path) -> dict[str, Tensor]:
         inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
     tensors = _tensors_of(inner)
     if isinstance(content, Mapping):
-        # LoRA post-training keeps its averaged weights beside the model's, which they replace.
+        # LoRA post-training keeps the averages of what it trained beside the model's, which they replace.
         averaged = _tensors_of(content.get("ema"))
-        tensors |= {name.replace("-", "."): tensor for name, tensor in averaged.items()}
+        tensors |= {name.replace("-", "."): value for name, value in averaged.items() if _LORA in name}
     if not tensors:
         raise CheckpointError(
             f"{path} holds no named tensors, but a {type(content).__name__}: is it a checkpoint?"

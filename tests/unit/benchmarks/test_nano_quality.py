@@ -40,7 +40,7 @@ SMALL = ("--height=64", "--width=64", "--num_video_frames=9", "--num_steps=2", "
 @pytest.fixture(scope="module")
 def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("nano") / "assets"
-    write_standin(CARDS["Cosmos-Nano-Text2World"], folder, seed=0, layout="folder")
+    write_standin([CARDS["Cosmos-Nano-Text2World"]], folder, seed=0, layout="folder")
     return folder
 
 

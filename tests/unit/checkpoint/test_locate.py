@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
+import huggingface_hub.constants
 import huggingface_hub.errors
 import pytest
 
@@ -12,21 +13,31 @@ from cosmos_nemo.catalog import CARDS, ModelCard
 from cosmos_nemo.checkpoint.locate import (
     HubFiles,
     LocateError,
-    fetch,
+    guardrail_of,
     locate,
     text_encoder_of,
+    text_guard_of,
     tokenizer_of,
+    upsampler_of,
     weights_of,
 )
 
 BIG = CARDS["Cosmos-1.0-Diffusion-7B-Text2World"]
 NANO = CARDS["Cosmos-Nano-Text2World"]
+PREDICT1 = CARDS["Cosmos-Predict1-14B-Text2World"]
+OWN = CARDS["Cosmos-Predict1-7B-Text2World_post-trained"]
 WEIGHTS, TOKENIZER, TEXT = weights_of(BIG), tokenizer_of(BIG), text_encoder_of(BIG)
+UPSAMPLER, GUARDRAIL, TEXT_GUARD = upsampler_of(BIG), guardrail_of(BIG), text_guard_of(BIG)
 CONTENT = {
     WEIGHTS: ("nemo/metadata.json",),
     TOKENIZER: ("encoder.jit", "decoder.jit", "mean_std.pt"),
     TEXT: ("config.json", "tokenizer.json", "pytorch_model.bin"),
+    UPSAMPLER: ("model.pt", "tokenizer.json"),
+    GUARDRAIL: ("blocklist/a", "video_content_safety_filter/safety_filter.pt", "face_blur_filter/r.pth"),
+    TEXT_GUARD: ("config.json", "tokenizer.json", "model-1.safetensors"),
+    weights_of(PREDICT1): ("model.pt", "config.json"),
 }
+CONTENT_IDS = [f"{files.flag} of {files.model}" for files in CONTENT]
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -63,24 +74,34 @@ def places(tmp_path: Path) -> dict[str, Path]:
 def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The repositories asked from the hub, which always fails: no test touches the network."""
     asked: list[str] = []
-    local = huggingface_hub.snapshot_download
 
-    def snapshot_download(repository: str, *, local_files_only: bool = False, **options: object) -> str:
-        if local_files_only:
-            return local(repository, local_files_only=True, **options)
+    def model_info(self: object, repository: str, **options: object) -> SimpleNamespace:
         asked.append(repository)
         raise ConnectionError("no route to host")
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     return asked
+
+
+def the_hub_has(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    siblings = [SimpleNamespace(rfilename=name, size=7, blob_id="b", lfs=None) for name in names]
+    info = SimpleNamespace(sha=SHA, siblings=siblings)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
+
+
+def the_hub_fails(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def model_info(*arguments: object, **options: object) -> SimpleNamespace:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
 
 
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
-@pytest.mark.parametrize("files", CONTENT, ids=lambda files: files.flag)
+@pytest.mark.parametrize("files", CONTENT, ids=CONTENT_IDS)
 def test_each_place_is_preferred_to_those_after_it(
     files: HubFiles, places: dict[str, Path], tmp_path: Path, downloads: list[str]
 ) -> None:
@@ -180,18 +201,18 @@ def test_the_folder_of_a_download_is_returned(
         return str(fill(tmp_path / "fresh", CONTENT[TEXT]))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    the_hub_has(monkeypatch, *CONTENT[TEXT], "tf_model.h5")
     assert locate(TEXT, **places) == tmp_path / "fresh"
     assert asked[TEXT.repository]["cache_dir"] == places["cache_dir"]
-    assert "*.h5" in asked[TEXT.repository]["ignore_patterns"]
+    assert asked[TEXT.repository]["allow_patterns"] == list(CONTENT[TEXT])
+
+
+def test_a_repository_without_the_needed_files_is_an_error(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    the_hub_has(monkeypatch, "model.pt")
     with pytest.raises(LocateError, match=r"on the hub has no nemo/ folder.*--nemo_checkpoint"):
-        fetch(WEIGHTS)
-
-
-def raises(error: Exception) -> Callable[..., str]:
-    def snapshot_download(repository: str, **options: object) -> str:
-        raise error
-
-    return snapshot_download
+        locate(WEIGHTS, **places)
 
 
 @pytest.mark.parametrize(
@@ -206,25 +227,26 @@ def raises(error: Exception) -> Callable[..., str]:
     ],
 )
 def test_a_download_that_fails_says_why_and_the_way_out_in_one_sentence(
-    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+    error: Exception, message: str, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", raises(error))
+    the_hub_fails(monkeypatch, error)
     with pytest.raises(LocateError) as caught:
-        fetch(WEIGHTS)
+        locate(WEIGHTS, **places)
     text = str(caught.value)
     assert re.search(message, text) and WEIGHTS.repository in text
-    assert f"python download/diffusion_nemo.py --models {BIG.name}" in text
+    assert f"python download/nemo.py --models {BIG.name}" in text
     assert "--nemo_checkpoint" in text and "\n" not in text
 
 
-@pytest.mark.parametrize("files", CONTENT, ids=lambda files: files.flag)
+@pytest.mark.parametrize("files", CONTENT, ids=CONTENT_IDS)
 def test_offline_and_missing_names_flag_repository_and_command(
     files: HubFiles, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, downloads: list[str]
 ) -> None:
     offline(monkeypatch)
     with pytest.raises(LocateError) as caught:
         locate(files, **places)
-    for part in (files.repository, files.flag, "HF_HUB_OFFLINE", "python download/diffusion_nemo.py"):
+    door = "nemo.py" if files.model == BIG.name else "diffusion.py"
+    for part in (files.repository, files.flag, "HF_HUB_OFFLINE", f"python download/{door}"):
         assert part in str(caught.value)
     assert downloads == []
 
@@ -267,3 +289,76 @@ def test_a_cache_that_is_found_needs_no_warning(
     with caplog.at_level(logging.WARNING):
         locate(TEXT, **places)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("part", [weights_of, tokenizer_of, text_encoder_of, upsampler_of])
+def test_missing_predict1_files_name_their_own_door_and_flags(
+    part: Callable[..., HubFiles], places: dict[str, Path]
+) -> None:
+    with pytest.raises(LocateError) as caught:
+        locate(part(PREDICT1), **places)
+    command = "--model_sizes 14B --family predict1 --model_types Text2World --checkpoint_dir checkpoints"
+    assert f"python download/diffusion.py {command}" in str(caught.value)
+    assert "--checkpoint_dir (general.py: --cosmos_assets_dir)" in str(caught.value)
+    assert "disable_guardrail" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", [guardrail_of, text_guard_of])
+@pytest.mark.parametrize("card", [BIG, PREDICT1], ids=lambda card: card.name)
+def test_missing_guardrails_name_the_flag_that_does_without(
+    part: Callable[..., HubFiles], card: ModelCard, places: dict[str, Path]
+) -> None:
+    with pytest.raises(LocateError) as caught:
+        locate(part(card), **places)
+    assert part(card).flag in str(caught.value) and "--disable_guardrail" in str(caught.value)
+
+
+def test_only_the_needed_files_of_a_predict1_model_are_fetched(
+    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def snapshot_download(repository: str, *, local_files_only: bool = False, **options: object) -> str:
+        if local_files_only:
+            raise huggingface_hub.errors.LocalEntryNotFoundError("nothing there")
+        asked.append(options["allow_patterns"])
+        return str(fill(tmp_path / "fresh", ("model.pt", "config.json")))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    the_hub_has(monkeypatch, "README.md", "config.json", "guardrail/a", "model.pt")
+    assert locate(weights_of(PREDICT1), **places) == tmp_path / "fresh"
+    assert asked == [["config.json", "model.pt"]]
+
+
+def test_missing_weights_of_ones_own_say_where_to_put_them(
+    places: dict[str, Path], downloads: list[str]
+) -> None:
+    with pytest.raises(LocateError) as caught:
+        locate(weights_of(OWN), **places)
+    text = str(caught.value)
+    assert f"put model.pt or the NeMo folder at {places['assets_dir'] / OWN.name}" in text
+    assert "standin" not in text and downloads == []
+    with pytest.raises(LocateError, match=rf"at checkpoints/{OWN.name} and pass --checkpoint_dir"):
+        locate(weights_of(OWN), **{**places, "assets_dir": None})
+
+
+def test_weights_of_ones_own_are_found_in_the_assets_folder(places: dict[str, Path]) -> None:
+    folder = fill(places["assets_dir"] / OWN.name, ("model.pt",))
+    assert locate(weights_of(OWN), **places) == folder
+
+
+def test_the_shared_parts_of_a_post_trained_model_come_through_its_base_models_door(
+    places: dict[str, Path],
+) -> None:
+    with pytest.raises(LocateError, match=r"diffusion.py --model_sizes 7B --model_types Text2World"):
+        locate(tokenizer_of(OWN), **places)
+
+
+def test_a_folder_whose_download_was_stopped_is_an_error(places: dict[str, Path]) -> None:
+    files = weights_of(PREDICT1)
+    folder = fill(places["assets_dir"] / files.assets_name, ("config.json",))
+    fill(folder, (".cache/huggingface/download/abc.incomplete",))
+    with pytest.raises(LocateError, match=r"was not downloaded to the end: there is no model.pt"):
+        locate(files, **places)
+    fill(folder, ("model.pt",))
+    assert locate(files, **places) == folder

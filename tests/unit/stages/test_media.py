@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -26,7 +27,8 @@ def test_an_mp4_has_the_frames_the_size_and_the_rate(tmp_path: Path) -> None:
 def test_prompt_and_manifest_lie_beside_the_video(tmp_path: Path) -> None:
     write_video(FRAMES, tmp_path / "a.mp4", fps=24, prompt="ein Bär", manifest={"seed": 1})
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "ein Bär"
-    assert json.loads((tmp_path / "a.json").read_text()) == {"seed": 1}
+    digest = hashlib.sha256((tmp_path / "a.mp4").read_bytes()).hexdigest()
+    assert json.loads((tmp_path / "a.json").read_text()) == {"seed": 1, "video_sha256": digest}
     assert sorted(os.listdir(tmp_path)) == ["a.json", "a.mp4", "a.txt"]
 
 
@@ -49,7 +51,7 @@ def test_an_interrupt_leaves_what_was_there_and_nothing_half_written(
         write_video(FRAMES, tmp_path / "a.mp4", fps=24, prompt="new", manifest={"seed": 2})
     assert sorted(os.listdir(tmp_path)) == ["a.json", "a.mp4", "a.txt"]
     assert (tmp_path / "a.txt").read_text() == "old"
-    assert json.loads((tmp_path / "a.json").read_text()) == {"seed": 1}
+    assert json.loads((tmp_path / "a.json").read_text())["seed"] == 1
 
 
 def test_a_video_that_ffmpeg_could_not_finish_is_an_error_and_not_a_file(

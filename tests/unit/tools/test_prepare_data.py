@@ -23,7 +23,7 @@ SMALL, NANO = find_card("Cosmos-1.0-Diffusion-7B-Text2World"), find_card("Cosmos
 @pytest.fixture(scope="module")
 def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("standin") / "nano"
-    write_standin(NANO, folder, seed=0, layout="folder")
+    write_standin([NANO], folder, seed=0, layout="folder")
     return folder
 
 
@@ -96,7 +96,7 @@ def test_a_dry_run_needs_no_models(videos: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_a_card_json_beside_the_weights_tells_the_text_width(videos: Path, tmp_path: Path) -> None:
-    write_standin(SMALL, tmp_path / "small", seed=0, layout="folder")
+    write_standin([SMALL], tmp_path / "small", seed=0, layout="folder")
     more = ("--prompt", "x", "--num_frames", "9", "--height", "32", "--width", "48", "--num_chunks", "1")
     assert run(tmp_path / "small", videos, tmp_path / "out", *more, model=SMALL.name) == 0
     assert PreparedFolder(tmp_path / "out").text_shape == (512, 64)

@@ -20,7 +20,9 @@ from cosmos_nemo.tools.standin_network import random_network
 from cosmos_nemo.tools.standin_text import write_text_encoder
 
 ROOT = Path(__file__).parents[3]
-SMALL, LARGE, NANO = CARDS
+SMALL, LARGE = (f"Cosmos-1.0-Diffusion-{size}-Text2World" for size in ("7B", "14B"))
+PREDICT1, NANO = "Cosmos-Predict1-7B-Text2World", "Cosmos-Nano-Text2World"
+NAMES = (SMALL, LARGE, PREDICT1, NANO)
 PARTS = (weights_of, tokenizer_of, text_encoder_of)
 
 
@@ -46,7 +48,7 @@ def _content_of(path: Path) -> bytes:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Card name -> an assets folder with its stand-in."""
-    folders = {name: tmp_path_factory.mktemp("standin") / name for name in CARDS}
+    folders = {name: tmp_path_factory.mktemp("standin") / name for name in NAMES}
     for name, folder in folders.items():
         assert run(name, folder) == 0
     return folders
@@ -56,7 +58,7 @@ def card_of(weights: Path, card: ModelCard) -> ModelCard:
     return with_overrides(card, read_card_file(weights))
 
 
-@pytest.mark.parametrize("name", CARDS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_parts_lie_where_an_assets_folder_has_them_and_fit_each_other(
     name: str, written: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -87,7 +89,7 @@ def test_released_cards_come_in_the_released_layout_and_the_nano_in_its_own(writ
     assert read_card_file(weights) == {}
 
 
-@pytest.mark.parametrize("name", CARDS)
+@pytest.mark.parametrize("name", NAMES)
 def test_another_process_writes_the_same_bytes(name: str, written: dict[str, Path], tmp_path: Path) -> None:
     program = (
         "import argparse, sys\nfrom cosmos_nemo.tools import standin\nparser = argparse.ArgumentParser()\n"
@@ -110,7 +112,7 @@ def test_another_seed_makes_other_weights_of_every_part(written: dict[str, Path]
         assert any(path.endswith(part) for path in differing), part
 
 
-@pytest.mark.parametrize("name", CARDS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_hub_layout_is_found_in_a_hugging_face_cache(name: str, tmp_path: Path) -> None:
     assert run(name, tmp_path / "home", "--layout", "hub") == 0
     card = find_card(name)

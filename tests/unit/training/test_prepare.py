@@ -26,7 +26,7 @@ NANO, CPU = find_card("Cosmos-Nano-Text2World"), torch.device("cpu")
 def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """tokenizer_dir and text_encoder_dir of a stand-in."""
     folder = tmp_path_factory.mktemp("standin") / "nano"
-    write_standin(NANO, folder, seed=0, layout="folder")
+    write_standin([NANO], folder, seed=0, layout="folder")
     tokenizer, text = (locate(part(NANO), assets_dir=folder) for part in (tokenizer_of, text_encoder_of))
     assert tokenizer is not None and text is not None
     return {"tokenizer_dir": tokenizer, "text_encoder_dir": text}
@@ -246,7 +246,7 @@ def test_samples_of_other_settings_are_not_mixed(
     ):
         with pytest.raises(DataError, match=message):
             prepare(plan(replace(options, **changes)), **encoders)
-    write_standin(NANO, tmp_path / "other", seed=1, layout="folder")
+    write_standin([NANO], tmp_path / "other", seed=1, layout="folder")
     tokenizer = locate(tokenizer_of(NANO), assets_dir=tmp_path / "other")
     with pytest.raises(DataError, match="other settings: tokenizer"):
         prepare(plan(options), **{**encoders, "tokenizer_dir": tokenizer})

@@ -1,4 +1,5 @@
 import collections
+import io
 
 import pytest
 import torch
@@ -19,11 +20,19 @@ def test_a_training_checkpoint_is_unwrapped(tmp_path, wrapper):
     assert open_checkpoint(path).names() == ("a",)
 
 
-def test_averaged_weights_replace_the_models(tmp_path):
-    content = {"model": {"net.a": A, "net.b": B}, "ema": {"net-a": A + 1, "num_updates": 5}}
-    checkpoint = open_checkpoint(saved(tmp_path / "model.pt", content))
-    assert checkpoint.names() == ("net.a", "net.b")
-    assert torch.equal(checkpoint.read("net.a"), A + 1)
+def test_averages_replace_what_low_rank_post_training_trained_and_nothing_else(tmp_path):
+    """Upstream takes the averages of a LoRA run only; of a full one it takes the model."""
+    model = {"net.a_lora.net.0.weight": A, "net.b": B}
+    averages = {"net-a_lora-net-0-weight": A + 1, "net-b": B + 1, "num_updates": 5}
+    checkpoint = open_checkpoint(saved(tmp_path / "model.pt", {"model": model, "ema": averages}))
+    assert checkpoint.names() == tuple(model)
+    assert torch.equal(checkpoint.read("net.a_lora.net.0.weight"), A + 1)
+    assert torch.equal(checkpoint.read("net.b"), B)
+
+
+def test_the_states_of_transformer_engine_are_passed_over(tmp_path):
+    content = {"model": {"net.a": A, "net.core._extra_state": io.BytesIO(b"state")}}
+    assert open_checkpoint(saved(tmp_path / "model.pt", content)).names() == ("net.a",)
 
 
 def test_what_is_no_tensor_is_dropped(tmp_path):

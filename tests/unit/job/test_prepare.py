@@ -9,21 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from cosmos_nemo import job as job_module
 from cosmos_nemo.catalog import CARDS, CatalogError
 from cosmos_nemo.checkpoint.fingerprint import fingerprint
 from cosmos_nemo.checkpoint.locate import LocateError
 from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError
 from cosmos_nemo.cli import Invocation
-from cosmos_nemo.job import (
-    PERSON_ERRORS,
-    Job,
-    denoise_stage,
-    describe,
-    prepare,
-    text_encoder_stage,
-    tokenizer_stage,
-)
+from cosmos_nemo.cli.invocation import Batch
+from cosmos_nemo.job import PERSON_ERRORS, Job, describe, prepare
+from cosmos_nemo.job import files as files_module
+from cosmos_nemo.job.stages import denoise_stage, text2world, text_encoder_stage, tokenizer_stage
 from cosmos_nemo.models.common.backend import BackendError
 from cosmos_nemo.parallel.environment import Ranks
 from cosmos_nemo.parallel.groups import start_alone
@@ -34,6 +28,8 @@ from tests.fakes import CPU
 NANO = CARDS["Cosmos-Nano-Text2World"]
 RELEASED = "Cosmos-1.0-Diffusion-7B-Text2World"
 """Its files are nowhere here."""
+PARTS = ("weights", "tokenizer", "text_encoder")
+"""What the nano card needs: it comes without guardrails and without a prompt upsampler."""
 REQUEST = Text2WorldRequest(prompt="a cat", height=32, width=48, num_frames=9, num_steps=2)
 
 
@@ -42,7 +38,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from cosmos_nemo.tools.standin import write_standin
 
     folder = tmp_path_factory.mktemp("job") / "assets"
-    write_standin(NANO, folder, seed=0, layout="folder")
+    write_standin([NANO], folder, seed=0, layout="folder")
     return folder
 
 
@@ -64,6 +60,7 @@ def job_of(
     environ: dict[str, str] | None = None,
     dry_run: bool = False,
     request: Text2WorldRequest | None = None,
+    batch: Batch | None = None,
     **setup: Any,
 ) -> Job:
     request = request or REQUEST
@@ -72,6 +69,7 @@ def job_of(
     invocation = Invocation(
         setup=Setup(model=setup.pop("model", NANO.name), assets_dir=assets, **setup),
         request=request,
+        batch=batch,
         dry_run=dry_run,
     )
     return prepare(invocation, ranks=ranks or Ranks(), environ=environ or {})
@@ -94,7 +92,7 @@ def test_without_card_files_the_card_is_the_named_one(assets: Path) -> None:
     assert job.card == NANO
     assert (job.plan, job.device, job.backend.name) == (Plan(), CPU, "torch")
     assert job.request.prompt == "a cat"
-    assert job.files.complete
+    assert tuple(job.files.found()) == job.needs == PARTS
     assert (job.files.weights, job.files.tokenizer) == (weights_of(assets), tokenizer_of(assets))
 
 
@@ -176,7 +174,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
             raise LocateError("downloaded")
         return None
 
-    monkeypatch.setattr(job_module, "locate", locate)
+    monkeypatch.setattr(files_module, "locate", locate)
     return seen
 
 
@@ -218,7 +216,7 @@ def test_a_dry_run_downloads_nothing_and_writes_nothing(
 ) -> None:
     job = job_of(None, dry_run=True, request=replace(REQUEST, video_path=tmp_path / "out" / "cat.npy"))
     assert looked == [(flag, False) for flag in FLAGS]
-    assert (job.files.weights, job.files.complete) == (None, False)
+    assert job.files.found() == {}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -226,7 +224,7 @@ def test_a_run_whose_files_are_here_looks_once_and_reads_no_weight(
     assets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    real = job_module.locate
+    real = files_module.locate
 
     def locate(files: Any, *, download: bool, **options: Any) -> Path | None:
         seen.append(download)
@@ -235,9 +233,9 @@ def test_a_run_whose_files_are_here_looks_once_and_reads_no_weight(
     def read(*_: object) -> torch.Tensor:
         raise AssertionError("a weight was read")
 
-    monkeypatch.setattr(job_module, "locate", locate)
+    monkeypatch.setattr(files_module, "locate", locate)
     monkeypatch.setattr(Checkpoint, "read", read)
-    assert job_of(assets).files.complete
+    assert tuple(job_of(assets).files.found()) == PARTS
     assert seen == [False] * 3
 
 
@@ -252,13 +250,13 @@ def test_only_rank_0_which_writes_the_video_must_be_able_to(assets: Path) -> Non
 def test_files_downloaded_late_bring_their_card_file(
     assets: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    real = job_module.locate
+    real = files_module.locate
     say(weights_of(assets), {"video": {"max_frames": 17}})
 
     def late(files: Any, *, download: bool, **options: Any) -> Path | None:
         return real(files, **options | {"assets_dir": assets}, download=False) if download else None
 
-    monkeypatch.setattr(job_module, "locate", late)
+    monkeypatch.setattr(files_module, "locate", late)
     output = tmp_path / "cat.npy"
     assert job_of(None, request=replace(REQUEST, video_path=output)).card.video.max_frames == 17
     with pytest.raises(RequestError, match="from 9 to 17"):
@@ -281,7 +279,7 @@ def test_paths_that_are_given_are_taken(assets: Path, tmp_path: Path) -> None:
 def test_the_cache_folder_of_the_text_encoder_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {}
     monkeypatch.setattr(
-        job_module, "locate", lambda files, **options: seen.update({files.flag: options.get("cache_dir")})
+        files_module, "locate", lambda files, **options: seen.update({files.flag: options.get("cache_dir")})
     )
     job_of(None, dry_run=True, t5_cache_dir=Path("t5"))
     assert seen == {"--nemo_checkpoint": None, "--tokenizer_dir": None, "--text_encoder_dir": Path("t5")}
@@ -386,7 +384,7 @@ def test_the_text_cache_is_the_projects_then_the_users_folder_or_none(
 
 def test_the_facts_say_how_to_make_the_video_again(assets: Path) -> None:
     job = job_of(assets, ranks=Ranks(num_ranks=4), text_encoder_dtype="bfloat16")
-    facts = json.loads(json.dumps(job.facts()))
+    facts = json.loads(json.dumps(job.facts(job.request)))
     assert facts["model"] == NANO.name
     request = facts["request"]
     assert (request["prompt"], request["seed"], request["num_frames"]) == ("a cat", 1, 9)
@@ -406,7 +404,8 @@ def test_the_facts_say_how_to_make_the_video_again(assets: Path) -> None:
     assert (facts["backend"], facts["device"]) == ("torch", "cpu")
     assert (facts["dtype"], facts["text_encoder_dtype"]) == ("float32", "bfloat16")
     assert facts["rope_dtype"] == "float32"
-    assert facts["guardrail"].startswith("none ran")
+    assert facts["guardrails"] == {"state": "the model comes without"}
+    assert facts["prompt_upsampler"] == "off"
 
 
 def test_the_fingerprint_of_a_nemo_checkpoint_is_the_same_for_each_of_its_folders(assets: Path) -> None:
@@ -424,7 +423,7 @@ def test_only_rank_0_which_writes_them_down_takes_fingerprints(assets: Path) -> 
 def test_the_facts_name_the_gpu(assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = replace(job_of(assets), device=torch.device("cuda", 1))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
-    facts = job.facts()
+    facts = job.facts(job.request)
     assert (facts["device"], facts["dtype"]) == ("GPU 1", "bfloat16")
 
 
@@ -442,8 +441,9 @@ def test_a_description_says_what_is_not_here_and_counts_calls_of_one_branch() ->
     request = replace(REQUEST, guidance=-1.0, sampler="EDM", num_steps=5)
     text = describe(job_of(None, dry_run=True, request=request, model=RELEASED))
     assert "5 steps, guidance -1: 5 network calls" in text
-    for part in ("network", "tokenizer", "text encoder"):
+    for part in ("network", "tokenizer", "text encoder", "guardrails", "text guard"):
         assert f"{part}: not here" in text
+    assert "prompt upsampler" not in text
 
 
 @pytest.mark.parametrize("offloaded", ["text_encoder", "denoise", "tokenizer"])
@@ -460,7 +460,7 @@ def test_stages_have_the_jobs_files_sizes_dtypes_and_groups(assets: Path) -> Non
     text, denoise = text_encoder_stage(job, groups), denoise_stage(job, groups)
     tokenizer = tokenizer_stage(job)
     assert (text.folder, text.text_length, text.text_dim) == (assets / "Cosmos-Nano-T5", 128, 64)
-    assert (text.dtype, text.group) == (torch.bfloat16, groups.world)
+    assert (text.dtype, text.group) == (torch.bfloat16, groups.replica)
     assert text.cache is not None and text.cache.folder == Path("/c/text")
     assert (denoise.checkpoint, denoise.dtype) == (weights_of(assets), torch.float32)
     assert (denoise.card, denoise.groups, denoise.backend) == (job.card, groups, job.backend)
@@ -473,8 +473,104 @@ def test_stages_have_the_jobs_files_sizes_dtypes_and_groups(assets: Path) -> Non
 def test_rounded_rotary_angles_reach_the_network_and_the_facts(assets: Path) -> None:
     job = job_of(assets, rope_dtype="bfloat16")
     assert denoise_stage(job, start_alone(CPU)).rope_dtype == torch.bfloat16
-    assert job.facts()["rope_dtype"] == "bfloat16"
+    assert job.facts(job.request)["rope_dtype"] == "bfloat16"
 
 
 def test_without_a_cache_folder_the_text_encoder_has_no_cache(assets: Path) -> None:
     assert text_encoder_stage(job_of(assets), start_alone(CPU)).cache is None
+
+
+BATCH_LINES = [
+    '{"prompt": "a cat"}',
+    "",
+    '{"prompt": "a dog", "seed": 3}',
+    "{",
+    '{"prompt": "x", "seed": -1}',
+]
+
+
+@pytest.fixture
+def batch(tmp_path: Path) -> Batch:
+    path = tmp_path / "batch.jsonl"
+    path.write_text("\n".join(BATCH_LINES))
+    return Batch(path=path, folder=tmp_path / "videos")
+
+
+def test_a_batch_has_a_request_for_each_good_line(assets: Path, batch: Batch) -> None:
+    job = job_of(assets, batch=batch)
+    assert [(r.prompt, r.seed, r.video_path.name) for r in job.requests] == [
+        ("a cat", 1, "0.mp4"),
+        ("a dog", 3, "2.mp4"),
+    ]
+    assert job.is_batch
+    assert [line.number for line in job.bad_lines] == [4, 5]
+    assert job.bad_lines[1].reason.startswith("--seed -1 must lie between")
+    assert "--batch_input_path line 4: it is no JSON" in describe(job)
+
+
+def test_a_flag_that_no_line_can_be_served_with_is_refused(assets: Path, batch: Batch) -> None:
+    with pytest.raises(RequestError, match="--height 33"):
+        job_of(assets, batch=batch, request=replace(REQUEST, height=33))
+
+
+def test_an_item_is_known_again_wherever_it_goes_and_on_any_number_of_ranks(
+    assets: Path, batch: Batch
+) -> None:
+    job = job_of(assets, batch=batch)
+    cat, dog = (job.item_of(request) for request in job.requests)
+    assert cat != dog
+    alone = job_of(assets, ranks=Ranks(num_ranks=4))
+    assert alone.item_of(alone.request) == cat
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"request": replace(REQUEST, seed=2)},
+        {"request": replace(REQUEST, num_steps=3)},
+        {"request": replace(REQUEST, negative_prompt="")},
+        {"rope_dtype": "bfloat16"},
+        {"text_encoder_dtype": "bfloat16"},
+        {"guardrails": False},
+    ],
+)
+def test_an_item_that_would_look_or_be_judged_otherwise_is_another(
+    assets: Path, changes: dict[str, Any]
+) -> None:
+    job, other = job_of(assets), job_of(assets, **changes)
+    assert job.item_of(job.request) != other.item_of(other.request)
+
+
+def test_an_item_of_other_weights_is_another(assets: Path) -> None:
+    before = job_of(assets)
+    say(weights_of(assets), {"network": {"base_fps": 30.0}})
+    after = job_of(assets)
+    assert before.item_of(before.request) != after.item_of(after.request)
+
+
+@pytest.mark.parametrize("given", ["guardrail_dir", "text_guard_dir"])
+def test_half_a_guardrail_is_refused(assets: Path, given: str) -> None:
+    with pytest.raises(RequestError, match="comes without guardrails: pass --"):
+        job_of(assets, **{given: assets})
+
+
+def test_a_prompt_upsampler_that_neither_card_nor_flag_names_is_refused(assets: Path) -> None:
+    with pytest.raises(RequestError, match=r"comes without a prompt upsampler.*--prompt_upsampler_dir"):
+        job_of(assets, upsamples=True)
+
+
+def test_a_released_model_needs_its_guardrails_unless_they_are_disabled() -> None:
+    assert job_of(None, dry_run=True, model=RELEASED).needs == (*PARTS, "guardrail", "text_guard")
+    assert job_of(None, dry_run=True, model=RELEASED, guardrails=False).needs == PARTS
+    upsampled = job_of(None, dry_run=True, model=RELEASED, guardrails=False, upsamples=True)
+    assert upsampled.needs == (*PARTS, "upsampler")
+
+
+def test_what_is_turned_off_is_no_stage_of_the_pipeline(assets: Path) -> None:
+    pipeline = text2world(job_of(assets), start_alone(CPU))
+    assert [stage.name for stage in pipeline.stages] == ["text_encoder", "denoise", "tokenizer"]
+
+
+def test_frames_that_the_weights_were_not_trained_on_are_remarked(assets: Path) -> None:
+    assert "was trained on 33 frames: with --num_video_frames 9" in describe(job_of(assets, dry_run=True))
+    assert "trained on" not in describe(job_of(assets, dry_run=True, request=replace(REQUEST, num_frames=33)))

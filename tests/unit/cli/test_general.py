@@ -4,7 +4,14 @@ import pytest
 
 from cosmos_nemo.catalog import CatalogError
 from cosmos_nemo.cli import parse_general
-from cosmos_nemo.request import DEFAULT_NEGATIVE_PROMPT, RequestError, Setup, Text2WorldRequest
+from cosmos_nemo.cli.invocation import Batch
+from cosmos_nemo.request import (
+    DEFAULT_NEGATIVE_PROMPT,
+    OFFLOADABLE,
+    RequestError,
+    Setup,
+    Text2WorldRequest,
+)
 
 
 def test_the_defaults_are_those_of_the_published_table() -> None:
@@ -86,10 +93,19 @@ def test_every_flag_arrives() -> None:
             "float32",
             "--rope_dtype",
             "bfloat16",
+            "--enable_prompt_upsampler",
+            "--word_limit_to_skip_upsampler",
+            "9",
+            "--prompt_upsampler_dir",
+            "up",
+            "--guardrail_dir",
+            "gd",
+            "--text_guard_dir",
+            "tg",
             "--dry_run",
         ]
     )
-    assert invocation.dry_run
+    assert invocation.dry_run and invocation.batch is None
     assert invocation.setup == Setup(
         model="Cosmos-1.0-Diffusion-14B-Text2World",
         nemo_checkpoint=Path("ckpt"),
@@ -105,6 +121,11 @@ def test_every_flag_arrives() -> None:
         text_encoder_dtype="float32",
         rope_dtype="bfloat16",
         offload=frozenset({"denoise", "tokenizer"}),
+        upsamples=True,
+        word_limit=9,
+        upsampler_dir=Path("up"),
+        guardrail_dir=Path("gd"),
+        text_guard_dir=Path("tg"),
     )
     assert invocation.request == Text2WorldRequest(
         prompt="p",
@@ -125,9 +146,13 @@ def test_every_flag_arrives() -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--enable_prompt_upsampler"], "--enable_prompt_upsampler"),
-        (["--guardrail_dir", "x"], "--guardrail_dir"),
-        (["--prompt_upsampler_dir", "x"], "--prompt_upsampler_dir"),
+        (["--prompt_upsampler_dir", "x"], "--prompt_upsampler_dir has no effect"),
+        (["--word_limit_to_skip_upsampler", "9"], "--word_limit_to_skip_upsampler has no effect"),
+        (["--disable_guardrail", "--guardrail_dir", "x"], "--guardrail_dir has no effect"),
+        (["--disable_guardrail", "--text_guard_dir", "x"], "--text_guard_dir has no effect"),
+        (["--replicas", "2"], "--replicas shares the videos of a batch"),
+        (["--batch_input_path", "b.jsonl"], "--prompt has no effect beside --batch_input_path"),
+        (["--video_save_folder", "x"], "--video_save_folder is for a batch"),
         (["--num_steps", "2.5"], "--num_steps 2.5"),
         (["--num_steps", "nan"], "--num_steps nan"),
         (["--num_steps", "inf"], "--num_steps inf"),
@@ -143,10 +168,13 @@ def test_an_unknown_model_is_refused() -> None:
         parse_general(["--prompt", "x", "--model", "Cosmos-7B"])
 
 
-@pytest.mark.parametrize(
-    "argv", [[], ["--prompt", "x", "--heigth", "704"], ["--prompt", "x", "--seed", "one"]]
-)
-def test_a_missing_prompt_or_a_misspelt_flag_exits_2(argv: list[str]) -> None:
+def test_without_a_prompt_or_a_batch_there_is_nothing_to_make() -> None:
+    with pytest.raises(RequestError, match="--prompt is missing"):
+        parse_general([])
+
+
+@pytest.mark.parametrize("argv", [["--prompt", "x", "--heigth", "704"], ["--prompt", "x", "--seed", "one"]])
+def test_a_misspelt_flag_or_a_word_for_a_number_exits_2(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         parse_general(argv)
     assert ended.value.code == 2
@@ -155,3 +183,39 @@ def test_a_missing_prompt_or_a_misspelt_flag_exits_2(argv: list[str]) -> None:
 def test_an_abbreviated_flag_is_not_guessed() -> None:
     with pytest.raises(SystemExit):
         parse_general(["--prompt", "x", "--neg", "y"])
+
+
+def test_guardrails_are_on_and_the_upsampler_is_off_unless_asked_for() -> None:
+    setup = parse_general(["--prompt", "x"]).setup
+    assert (setup.guardrails, setup.upsamples) == (True, False)
+    setup = parse_general(["--prompt", "x", "--disable_guardrail", "--enable_prompt_upsampler"]).setup
+    assert (setup.guardrails, setup.upsamples) == (False, True)
+
+
+def test_a_batch_goes_to_its_folder_and_may_be_shared_by_replicas() -> None:
+    invocation = parse_general(
+        ["--batch_input_path", "b.jsonl", "--video_save_folder", "o", "--replicas", "2", "--seed", "3"]
+    )
+    assert invocation.batch == Batch(path=Path("b.jsonl"), folder=Path("o"))
+    assert (invocation.setup.replicas, invocation.request.seed) == (2, 3)
+    assert parse_general(["--batch_input_path", "b"]).batch == Batch(path=Path("b"), folder=Path("outputs"))
+    with pytest.raises(RequestError, match="--video_save_path names one video"):
+        parse_general(["--batch_input_path", "b", "--video_save_path", "v.mp4"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "offload"),
+    [
+        (["--offload", "all"], set(OFFLOADABLE)),
+        (
+            ["--offload_guardrail_models", "--offload", "tokenizer, denoise"],
+            {"guardrails", "tokenizer", "denoise"},
+        ),
+        (["--offload_prompt_upsampler"], {"prompt_upsampler"}),
+        (["--offload_text_encoder_model"], {"text_encoder"}),
+        (["--offload_diffusion_transformer"], {"denoise"}),
+        (["--offload_tokenizer"], {"tokenizer"}),
+    ],
+)
+def test_what_is_offloaded_may_be_said_in_either_way(flags: list[str], offload: set[str]) -> None:
+    assert parse_general(["--prompt", "x", *flags]).setup.offload == offload

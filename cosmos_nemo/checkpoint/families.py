@@ -1,0 +1,205 @@
+"""The models of the released diffusion scripts, by family, size and type, and what each of them needs.
+
+Standard library only. Sources: spec/predict1-diffusion.md, 9; spec/predict2-video2world.md, 6.1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from cosmos_nemo.checkpoint.released import (
+    HubFiles,
+    guardrail,
+    network,
+    prompt_upsampler,
+    text_encoder,
+    text_guard,
+    video_tokenizer,
+)
+
+
+class FamilyError(ValueError):
+    """Sizes and types that no family has together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One release: `types` has the sizes in which each kind of model exists."""
+
+    name: str
+    prefix: str
+    types: dict[str, tuple[str, ...]]
+    default_types: tuple[str, ...]
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(size for sizes in self.types.values() for size in sizes))
+
+    def model(self, size: str, kind: str) -> str:
+        return f"{self.prefix}-{size}-{kind}"
+
+
+_BOTH = ("7B", "14B")
+PREDICT1 = Family(
+    name="predict1",
+    prefix="Cosmos-Predict1",
+    types={
+        "Text2World": _BOTH,
+        "Video2World": _BOTH,
+        "WorldInterpolator": ("7B",),
+        "Text2World-Sample-AV-Multiview": ("7B",),
+        "Video2World-Sample-AV-Multiview": ("7B",),
+        "SingleToMultiView-Sample-AV": ("7B",),
+    },
+    default_types=("Text2World", "Video2World"),
+)
+PREDICT2 = Family(
+    name="predict2",
+    prefix="Cosmos-Predict2",
+    types={"Text2Image": ("2B", "14B"), "Video2World": ("2B", "14B")},
+    default_types=("Text2Image", "Video2World"),
+)
+FAMILIES = {family.name: family for family in (PREDICT1, PREDICT2)}
+SIZES = tuple(dict.fromkeys(size for family in FAMILIES.values() for size in family.sizes))
+TYPES = tuple(dict.fromkeys(kind for family in FAMILIES.values() for kind in family.types))
+INFERENCE_RUNS = {"predict1": ("Text2World",)}
+"""The types that this package can run; what else is fetched waits for its pipeline."""
+
+
+def choose_family(name: str | None, sizes: Sequence[str] | None) -> Family:
+    """The family called `name`, else the one that has `sizes`, else Predict1.
+
+    FamilyError if the sizes fit none or (14B alone) fit both.
+    """
+    if name is not None:
+        return FAMILIES[name]
+    if not sizes:
+        return PREDICT1
+    marks = {size: [f for f in FAMILIES.values() if size in f.sizes] for size in sizes}
+    sure = {found[0].name for found in marks.values() if len(found) == 1}
+    given = " ".join(sizes)
+    if len(sure) > 1:
+        raise FamilyError(
+            f"--model_sizes {given} mixes two families (7B is Predict1's, 2B is Predict2's). "
+            "Run the command once for each."
+        )
+    if not sure:
+        raise FamilyError(
+            f"--model_sizes {given} is a size of Predict1 and of Predict2. Add --family predict1 or "
+            "--family predict2."
+        )
+    return FAMILIES[sure.pop()]
+
+
+def choose_models(
+    family: Family, sizes: Sequence[str] | None, types: Sequence[str] | None
+) -> list[tuple[str, str]]:
+    """(size, type) of each model; None stands for what the released scripts fetch unasked.
+
+    FamilyError for a size or a type that was asked for and yields no model.
+    """
+    for flag, given, known in (
+        ("--model_sizes", sizes, family.sizes),
+        ("--model_types", types, family.types),
+    ):
+        for value in given or ():
+            if value not in known:
+                others = [f"--family {f.name}" for f in FAMILIES.values() if value in (*f.sizes, *f.types)]
+                raise FamilyError(
+                    f"{flag} {value} is not in --family {family.name}, which has {', '.join(known)}. "
+                    f"It is in {' and '.join(others)}."
+                )
+    kinds = types or family.default_types
+    models = [(size, kind) for size in sizes or family.sizes for kind in kinds if size in family.types[kind]]
+    for kind in types or ():
+        if kind not in {chosen for _, chosen in models}:
+            raise FamilyError(
+                f"--model_types {kind} exists in {', '.join(family.types[kind])} only, not in "
+                f"--model_sizes {' '.join(sizes or ())}."
+            )
+    for size in sizes or ():
+        if size not in {chosen for chosen, _ in models}:
+            raise FamilyError(f"--model_sizes {size} has none of --model_types {' '.join(types or ())}.")
+    return list(dict.fromkeys(models))
+
+
+def files_of(family: Family, models: Sequence[tuple[str, str]]) -> list[HubFiles]:
+    """The repositories that `models` need, each once: the networks first, then what they share."""
+    if family is PREDICT1 and ("7B", "Video2World") in models:
+        models = [*models, ("7B", "WorldInterpolator")]
+    kinds = {kind for _, kind in models}
+    first = family.model(*models[0])
+    networks = [_network(family, size, kind) for size, kind in models]
+    shared = [
+        text_encoder("google-t5/t5-11b", model=first),
+        guardrail("nvidia/Cosmos-Guardrail1", model=first),
+        text_guard("meta-llama/Llama-Guard-3-8B", model=first),
+    ]
+    own = _predict1_extras(kinds, model=first) if family is PREDICT1 else _predict2_extras(kinds, model=first)
+    return list({files.repository: files for files in (*networks, *own, *shared)}.values())
+
+
+def door_for(model: str) -> str:
+    """The command that downloads the model of this card's name; a post-trained one's is its base model's."""
+    base = model.partition("_post-trained")[0]
+    for family in FAMILIES.values():
+        for kind, sizes in family.types.items():
+            for size in sizes:
+                if base == family.model(size, kind):
+                    which = f" --family {family.name}" if size == "14B" else ""
+                    return (
+                        f"python download/diffusion.py --model_sizes {size}{which} --model_types {kind} "
+                        "--checkpoint_dir checkpoints"
+                    )
+    return f"python download/nemo.py --models {model}"
+
+
+def _network(family: Family, size: str, kind: str) -> HubFiles:
+    model = family.model(size, kind)
+    files = network(f"nvidia/{model}", model=model)
+    if family is PREDICT2 and kind == "Video2World":
+        names = ("model.pt", "model-720p-16fps.pt")  # before the release and since
+        return replace(files, needs=(names,), allow=(*names, "config.json"))
+    if kind == "SingleToMultiView-Sample-AV":
+        names = ("t2w_model.pt", "v2w_model.pt")
+        return replace(files, needs=((names[0],), (names[1],)), allow=(*names, "config.json"))
+    return files
+
+
+def _predict1_extras(kinds: set[str], *, model: str) -> list[HubFiles]:
+    extras = [video_tokenizer("nvidia/Cosmos-Tokenize1-CV8x8x8-720p", model=model)]
+    if "Text2World" in kinds:
+        extras.append(prompt_upsampler("nvidia/Cosmos-UpsamplePrompt1-12B-Text2World", model=model))
+    if kinds & {"Video2World", "WorldInterpolator"}:
+        extras.append(
+            HubFiles(
+                repository="mistralai/Pixtral-12B-2409",
+                needs=(("params.json",), ("consolidated.safetensors",)),
+                allow=("params.json", "consolidated.safetensors", "tekken.json"),
+                flag="--prompt_upsampler_dir",
+                model=model,
+            )
+        )
+    return extras
+
+
+def _predict2_extras(kinds: set[str], *, model: str) -> list[HubFiles]:
+    extras = [
+        HubFiles(
+            repository="Wan-AI/Wan2.1-T2V-1.3B",
+            needs=(("Wan2.1_VAE.pth",),),
+            allow=("Wan2.1_VAE.pth",),
+            flag="--tokenizer_dir",
+            model=model,
+        )
+    ]
+    if "Video2World" in kinds:
+        extras.append(
+            HubFiles(
+                repository="nvidia/Cosmos-Reason1-7B",
+                needs=(("config.json",), ("tokenizer.json",), ("*.safetensors",)),
+                ignore=("*.md", ".gitattributes"),
+                flag="--prompt_upsampler_dir",
+                model=model,
+            )
+        )
+    return extras

@@ -1,0 +1,154 @@
+"""Flags that several doors have, under the names that they have in common."""
+
+import argparse
+from pathlib import Path
+
+from cosmos_nemo.request import (
+    BACKENDS,
+    CFG_PARALLEL,
+    DEFAULT_NEGATIVE_PROMPT,
+    OFFLOADABLE,
+    ROPE_DTYPES,
+    SAMPLER_NAMES,
+    TEXT_ENCODER_DTYPES,
+    RequestError,
+)
+
+EXIT_STATUS = (
+    "Exit status: 0 everything is written; 2 a bad flag or checkpoint; 3 a guardrail blocked something; "
+    "130 interrupted; 1 anything else."
+)
+
+_OFFLOAD_FLAGS = {
+    "prompt_upsampler": "offload_prompt_upsampler",
+    "guardrails": "offload_guardrail_models",
+    "text_encoder": "offload_text_encoder_model",
+    "denoise": "offload_diffusion_transformer",
+    "tokenizer": "offload_tokenizer",
+}
+"""The released flag of each model that may be parked between uses."""
+
+
+def add_video(group: argparse._ArgumentGroup) -> None:
+    """What the video is like; None stands for the card's own value."""
+    group.add_argument(
+        "--negative_prompt", default=DEFAULT_NEGATIVE_PROMPT, help='what to avoid; "" for none'
+    )
+    group.add_argument("--guidance", type=float, default=None, help="g of cond + g (cond - uncond); 7")
+    group.add_argument(
+        "--sampler", default=None, metavar="NAME", help=", ".join(SAMPLER_NAMES) + "; the model's own"
+    )
+    group.add_argument("--num_steps", type=float, default=None, help="sampling steps; 35")
+    group.add_argument(
+        "--seed", type=int, default=1, help="of the noise: the same video for the same seed; 1"
+    )
+    group.add_argument("--height", type=int, default=None, help="pixels, a multiple of 16; the model's, 704")
+    group.add_argument("--width", type=int, default=None, help="pixels, a multiple of 16; the model's, 1280")
+    group.add_argument("--num_video_frames", type=int, default=None, help="8k+1; the model's, 121")
+    group.add_argument("--fps", type=int, default=None, help="frames per second; 24")
+
+
+def add_batch(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--batch_input_path",
+        default="",
+        help='a file of lines like {"prompt": "..."}, instead of --prompt; run again, it goes on',
+    )
+
+
+def add_prompt_models(group: argparse._ArgumentGroup) -> None:
+    """Upsampler and guardrails, but for the flag that turns the upsampler on or off."""
+    group.add_argument(
+        "--word_limit_to_skip_upsampler",
+        type=int,
+        default=None,
+        help="prompts of more words are not upsampled; 250",
+    )
+    group.add_argument("--prompt_upsampler_dir", default="", help="the prompt upsampler's folder")
+    group.add_argument("--disable_guardrail", action="store_true", help="judge neither prompts nor videos")
+    group.add_argument("--guardrail_dir", default="", help="the guardrails' folder")
+    group.add_argument("--text_guard_dir", default="", help="Llama Guard's folder")
+
+
+def add_machine(group: argparse._ArgumentGroup, *, num_devices: str) -> None:
+    """`num_devices`: the door's name for the number of ranks."""
+    group.add_argument(f"--{num_devices}", type=int, default=None, help="ranks that take part; all")
+    group.add_argument(
+        "--cp_size", type=int, default=None, help="context parallel ranks; what the others leave"
+    )
+    group.add_argument("--tensor_parallel", type=int, default=1, help="tensor parallel ranks; 1")
+    group.add_argument(
+        "--cfg_parallel", default="auto", metavar="|".join(CFG_PARALLEL), help="guidance branches apart"
+    )
+    group.add_argument(
+        "--replicas", type=int, default=None, help="groups of ranks that share a batch's videos; 1"
+    )
+    group.add_argument(
+        "--backend", default="auto", metavar="|".join(BACKENDS), help="Transformer Engine or torch"
+    )
+    group.add_argument(
+        "--offload",
+        default="",
+        metavar="STAGE,...",
+        help=f"park between uses: all, or some of {', '.join(OFFLOADABLE)}",
+    )
+    for stage, flag in _OFFLOAD_FLAGS.items():
+        group.add_argument(f"--{flag}", action="store_true", help=f"the same as --offload {stage}")
+    group.add_argument(
+        "--text_encoder_dtype",
+        default="auto",
+        metavar="|".join(TEXT_ENCODER_DTYPES),
+        help="auto: bfloat16 on a GPU, float32 on the CPU",
+    )
+    group.add_argument(
+        "--rope_dtype",
+        default="float32",
+        metavar="|".join(ROPE_DTYPES),
+        help="of the rotary angles; bfloat16 rounds them as NVIDIA's scripts did",
+    )
+    group.add_argument(
+        "--dry_run", action="store_true", help="check the request and print the plan, nothing else"
+    )
+
+
+def offloaded(flags: argparse.Namespace) -> frozenset[str]:
+    """The stages named by --offload and by the released flags."""
+    named = {name.strip() for name in flags.offload.split(",")} - {""}
+    if "all" in named:
+        named = (named - {"all"}) | set(OFFLOADABLE)
+    return frozenset(named | {stage for stage, flag in _OFFLOAD_FLAGS.items() if getattr(flags, flag)})
+
+
+def check_effects(flags: argparse.Namespace, *, upsamples: bool) -> None:
+    """RequestError for a flag that has no effect beside the others."""
+    if not upsamples:
+        if flags.prompt_upsampler_dir:
+            raise RequestError("--prompt_upsampler_dir has no effect: no prompt is upsampled. Leave it out.")
+        if flags.word_limit_to_skip_upsampler is not None:
+            raise RequestError(
+                "--word_limit_to_skip_upsampler has no effect: no prompt is upsampled. Leave it out."
+            )
+    if flags.disable_guardrail:
+        for flag in ("guardrail_dir", "text_guard_dir"):
+            if getattr(flags, flag):
+                raise RequestError(f"--{flag} has no effect beside --disable_guardrail. Pass one of them.")
+    if flags.replicas is not None and not flags.batch_input_path:
+        raise RequestError(
+            "--replicas shares the videos of a batch: it has no effect without --batch_input_path."
+        )
+    if not flags.batch_input_path and flags.prompt is None:
+        raise RequestError(
+            "--prompt is missing. Describe the video to make, or pass --batch_input_path FILE."
+        )
+    if flags.batch_input_path and flags.prompt is not None:
+        raise RequestError("--prompt has no effect beside --batch_input_path. Pass one of them.")
+
+
+def path_of(text: str) -> Path | None:
+    return Path(text) if text else None
+
+
+def whole(flag: str, value: float) -> int:
+    if value != value or value in (float("inf"), float("-inf")) or value != int(value):
+        raise RequestError(f"{flag} {value} is no whole number. 35 is the released value.")
+    return int(value)

@@ -1,0 +1,89 @@
+"""The command line of inference/general.py, NeMo's own script (spec/nemo-cosmos1.md, 1.1)."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from cosmos_nemo.catalog import CARDS, find_card
+from cosmos_nemo.cli.flags import (
+    EXIT_STATUS,
+    add_batch,
+    add_machine,
+    add_prompt_models,
+    add_video,
+    check_effects,
+    path_of,
+)
+from cosmos_nemo.cli.invocation import Invocation
+from cosmos_nemo.cli.translate import invocation_of, request_of, setup_of
+from cosmos_nemo.request import RequestError
+
+
+def parse_general(argv: Sequence[str]) -> Invocation:
+    """RequestError or CatalogError for values that cannot be; argparse itself exits with 2 for an unknown
+    flag or a word where a number belongs."""
+    flags = _parser().parse_args(argv)
+    card = find_card(flags.model)
+    check_effects(flags, upsamples=flags.enable_prompt_upsampler)
+    _check_places(flags)
+    setup = setup_of(
+        flags,
+        model=card.name,
+        upsamples=flags.enable_prompt_upsampler,
+        num_devices=flags.num_devices,
+        nemo_checkpoint=path_of(flags.nemo_checkpoint),
+        assets_dir=path_of(flags.cosmos_assets_dir),
+        text_encoder_dir=path_of(flags.text_encoder_dir),
+        t5_cache_dir=path_of(flags.t5_cache_dir),
+    )
+    request = request_of(
+        flags,
+        card,
+        subject_name=flags.subject_name,
+        video_path=Path(flags.video_save_path or f"{card.name}.mp4"),
+    )
+    return invocation_of(flags, setup, request, folder=Path(flags.video_save_folder or "outputs"))
+
+
+def _check_places(flags: argparse.Namespace) -> None:
+    if flags.batch_input_path and flags.video_save_path:
+        raise RequestError(
+            "--video_save_path names one video: beside --batch_input_path pass --video_save_folder."
+        )
+    if flags.video_save_folder and not flags.batch_input_path:
+        raise RequestError("--video_save_folder is for a batch: for one video pass --video_save_path.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="general.py",
+        description="Make a video from a prompt with a Cosmos Text2World model in NeMo's checkpoint format.",
+        epilog=EXIT_STATUS,
+        allow_abbrev=False,
+    )
+    video = parser.add_argument_group("the video")
+    video.add_argument("--prompt", default=None, help="what the video shows")
+    add_batch(video)
+    video.add_argument("--subject_name", default="", help="the subject a post-trained model learned")
+    add_video(video)
+    video.add_argument("--video_save_path", default="", help="an .mp4 or .npy file; MODEL.mp4")
+    video.add_argument("--video_save_folder", default="", help="of a batch: 0.mp4 ...; outputs")
+    _add_files(parser.add_argument_group("models and files"))
+    prompts = parser.add_argument_group("prompt upsampler and guardrails")
+    prompts.add_argument(
+        "--enable_prompt_upsampler",
+        action="store_true",
+        help="let the upsampler describe the scene at length",
+    )
+    add_prompt_models(prompts)
+    add_machine(parser.add_argument_group("ranks and memory"), num_devices="num_devices")
+    return parser
+
+
+def _add_files(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--model", default=next(iter(CARDS)), metavar="NAME", help="see cosmos-nemo models")
+    group.add_argument("--nemo_checkpoint", default="", help="a NeMo checkpoint; the released one by default")
+    group.add_argument("--cosmos_assets_dir", default="", help="a folder with one folder per repository")
+    group.add_argument("--tokenizer_dir", default="", help="the video tokenizer's folder")
+    group.add_argument("--text_encoder_dir", default="", help="the T5 folder")
+    group.add_argument("--t5_cache_dir", default="", help="the Hugging Face cache that holds T5; HF_HOME's")

@@ -1,0 +1,149 @@
+"""Where the models of a run lie, and whether their headers are those of the card. No weight is read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+
+from cosmos_nemo.catalog import ModelCard, with_overrides
+from cosmos_nemo.checkpoint.card_file import read_card_file
+from cosmos_nemo.checkpoint.fingerprint import fingerprint
+from cosmos_nemo.checkpoint.locate import (
+    guardrail_of,
+    locate,
+    text_encoder_of,
+    text_guard_of,
+    tokenizer_of,
+    upsampler_of,
+    weights_of,
+)
+from cosmos_nemo.checkpoint.names import network_rules
+from cosmos_nemo.checkpoint.network import open_network
+from cosmos_nemo.checkpoint.reader import open_checkpoint
+from cosmos_nemo.request import RequestError, Setup
+from cosmos_nemo.stages.guardrail import WORD_LISTS
+from cosmos_nemo.stages.guardrail.text_guard import check_text_guard
+from cosmos_nemo.stages.guardrail.video_guard import check_video_guard
+from cosmos_nemo.stages.prompt_upsampler import check_upsampler
+from cosmos_nemo.stages.text_folder import check_text_folder
+from cosmos_nemo.stages.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """A folder or file of each model; None for what is not needed, or what a dry run did not find."""
+
+    weights: Path | None = None
+    tokenizer: Path | None = None
+    text_encoder: Path | None = None
+    upsampler: Path | None = None
+    guardrail: Path | None = None
+    text_guard: Path | None = None
+
+    def found(self) -> Mapping[str, Path]:
+        """Field name -> path of those that are there."""
+        paths = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: path for name, path in paths.items() if path is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """Which models a run needs, by the names of `Files`."""
+
+    names: tuple[str, ...]
+
+    def are_met(self, files: Files) -> bool:
+        return all(name in files.found() for name in self.names)
+
+
+def needs_of(card: ModelCard, setup: Setup) -> Needs:
+    """RequestError for a prompt upsampler, or half a guardrail, that neither card nor flags name."""
+    names = ["weights", "tokenizer", "text_encoder"]
+    if setup.upsamples:
+        if not (card.sources.upsampler or setup.upsampler_dir):
+            raise RequestError(
+                f"{card.name} comes without a prompt upsampler: pass one with --prompt_upsampler_dir, "
+                "or write the prompt in detail and leave the upsampler out (--disable_prompt_upsampler in "
+                "text2world.py, no --enable_prompt_upsampler in general.py)."
+            )
+        names.append("upsampler")
+    if has_guardrails(card, setup):
+        for flag, given, source in (
+            ("--guardrail_dir", setup.guardrail_dir, card.sources.guardrail),
+            ("--text_guard_dir", setup.text_guard_dir, card.sources.text_guard),
+        ):
+            if not (given or source):
+                raise RequestError(f"{card.name} comes without guardrails: pass {flag} too.")
+        names += ["guardrail", "text_guard"]
+    return Needs(names=tuple(names))
+
+
+def has_guardrails(card: ModelCard, setup: Setup) -> bool:
+    """The card's, or those of the flags, unless they are disabled."""
+    given = setup.guardrail_dir is not None or setup.text_guard_dir is not None
+    return setup.guardrails and (bool(card.sources.guardrail) or given)
+
+
+def find_files(card: ModelCard, setup: Setup, needs: Needs, *, download: bool) -> Files:
+    """LocateError for what is given and missing, or, with `download`, nowhere to be had."""
+    places = {
+        "weights": (weights_of, setup.nemo_checkpoint),
+        "tokenizer": (tokenizer_of, setup.tokenizer_dir),
+        "text_encoder": (text_encoder_of, setup.text_encoder_dir),
+        "upsampler": (upsampler_of, setup.upsampler_dir),
+        "guardrail": (guardrail_of, setup.guardrail_dir),
+        "text_guard": (text_guard_of, setup.text_guard_dir),
+    }
+    found = {}
+    for name in needs.names:
+        files_of, given = places[name]
+        found[name] = locate(
+            files_of(card),
+            given=given,
+            assets_dir=setup.assets_dir,
+            cache_dir=setup.t5_cache_dir if name == "text_encoder" else None,
+            download=download,
+        )
+    return Files(**found)
+
+
+def card_with_files(card: ModelCard, files: Files) -> ModelCard:
+    """`card` with what the found files' card.json say."""
+    for path in (files.weights, files.tokenizer, files.upsampler):
+        if path is not None:
+            card = with_overrides(card, read_card_file(path))
+    return card
+
+
+def check_files(card: ModelCard, files: Files) -> None:
+    """CheckpointError unless the headers of all found files are those of this card."""
+    if files.weights is not None:
+        network_rules(card.network, open_network(files.weights))
+    if files.tokenizer is not None:
+        Tokenizer(
+            shape=card.tokenizer,
+            folder=files.tokenizer,
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+            parts=("decoder",),
+        ).check()
+    if files.text_encoder is not None:
+        check_text_folder(files.text_encoder, text_dim=card.network.text_dim)
+    if files.upsampler is not None:
+        check_upsampler(files.upsampler, card.upsampler)
+    if files.guardrail is not None:
+        check_video_guard(files.guardrail)
+        if files.text_guard is not None:
+            check_text_guard(files.guardrail / WORD_LISTS, files.text_guard)
+
+
+def identities(files: Files) -> dict[str, dict[str, str]]:
+    """Path and fingerprint of each. A NeMo checkpoint's is the same whichever of its folders was named."""
+    return {
+        name: {
+            "path": str(path),
+            "fingerprint": fingerprint(open_checkpoint(path).path if name == "weights" else path),
+        }
+        for name, path in files.found().items()
+    }

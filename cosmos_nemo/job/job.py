@@ -1,0 +1,101 @@
+"""Everything that is decided before the ranks connect."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cosmos_nemo.catalog import ModelCard
+from cosmos_nemo.job.batch_file import BadLine
+from cosmos_nemo.job.files import Files, has_guardrails
+from cosmos_nemo.models.common.backend import Backend
+from cosmos_nemo.plan import Plan
+from cosmos_nemo.request import Setup, Text2WorldRequest
+
+_NOT_OF_THE_VIDEO = ("video_path", "line_number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The same on every rank but for the device and, on rank 0 alone, the identities."""
+
+    card: ModelCard
+    setup: Setup
+    requests: tuple[Text2WorldRequest, ...]
+    bad_lines: tuple[BadLine, ...] = ()
+    passed_over: tuple[str, ...] = ()
+    """Fields of a batch file's lines that no video is made of."""
+    is_batch: bool = False
+    """Videos that an earlier run finished are not made again."""
+    needs: tuple[str, ...]
+    """The models of a run, by the names of `files`."""
+    files: Files
+    plan: Plan
+    device: torch.device
+    backend: Backend
+    text_cache: Path | None
+    identities: Mapping[str, Mapping[str, str]]
+    """Of each file: its path and fingerprint, taken before it is read."""
+
+    @property
+    def request(self) -> Text2WorldRequest:
+        """The first one. All have its sizes, steps, sampler and guidance."""
+        return self.requests[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """bfloat16, as released, where a GPU computes; float32 on the CPU."""
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
+    @property
+    def text_encoder_dtype(self) -> torch.dtype:
+        """As asked, else as the network. In bfloat16 a CPU's result would depend on its number of threads."""
+        asked = self.setup.text_encoder_dtype
+        return self.dtype if asked == "auto" else getattr(torch, asked)
+
+    @property
+    def has_guardrails(self) -> bool:
+        return has_guardrails(self.card, self.setup)
+
+    def facts(self, request: Text2WorldRequest) -> dict[str, Any]:
+        """What the manifest says of a video: how to make the same again, and from which weights."""
+        return {
+            "model": self.card.name,
+            "request": {name: str(v) if isinstance(v, Path) else v for name, v in asdict(request).items()},
+            "item": self.item_of(request),
+            "files": dict(self.identities),
+            "plan": asdict(self.plan),
+            "backend": self.backend.name,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "rope_dtype": self.setup.rope_dtype,
+            "text_encoder_dtype": str(self.text_encoder_dtype).removeprefix("torch."),
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            "guardrails": {"state": self._guardrails()},
+            "prompt_upsampler": self._upsampling(),
+        }
+
+    def item_of(self, request: Text2WorldRequest) -> str:
+        """16 hex digits: the same for runs that make the same video, wherever it goes and on however many
+        ranks. It tells a rerun of a batch what is finished."""
+        what = {
+            "model": asdict(self.card),
+            "request": {n: v for n, v in asdict(request).items() if n not in _NOT_OF_THE_VIDEO},
+            "files": {name: file["fingerprint"] for name, file in self.identities.items()},
+            "dtypes": [str(self.dtype), self.setup.rope_dtype, str(self.text_encoder_dtype)],
+            "guardrails": self._guardrails(),
+            "prompt_upsampler": self._upsampling(),
+        }
+        text = json.dumps(what, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _guardrails(self) -> str:
+        if self.has_guardrails:
+            return "on"
+        return "the model comes without" if self.setup.guardrails else "disabled by --disable_guardrail"
+
+    def _upsampling(self) -> str:
+        return f"on, up to {self.setup.word_limit} words" if self.setup.upsamples else "off"

@@ -1,0 +1,110 @@
+"""The stages of a job, on this rank."""
+
+import torch
+
+from cosmos_nemo.job.job import Job
+from cosmos_nemo.parallel.groups import Groups
+from cosmos_nemo.pipelines.text2world import Text2World
+from cosmos_nemo.stages.denoise import Denoise
+from cosmos_nemo.stages.guardrail import WORD_LISTS
+from cosmos_nemo.stages.guardrail.text_guard import TextGuard
+from cosmos_nemo.stages.guardrail.video_guard import VideoGuard
+from cosmos_nemo.stages.prompt_upsampler import PromptUpsampler
+from cosmos_nemo.stages.skip import Skip
+from cosmos_nemo.stages.text_cache import TextCache
+from cosmos_nemo.stages.text_encoder import TextEncoder
+from cosmos_nemo.stages.tokenizer import Tokenizer
+
+
+def text2world(job: Job, groups: Groups) -> Text2World:
+    """The pipeline of all stages; nothing is read yet."""
+    return Text2World(
+        text_guard=text_guard_stage(job),
+        upsampler=upsampler_stage(job),
+        text_encoder=text_encoder_stage(job, groups),
+        denoise=denoise_stage(job, groups),
+        tokenizer=tokenizer_stage(job),
+        video_guard=video_guard_stage(job),
+        ranks=groups.replica,
+    )
+
+
+def text_guard_stage(job: Job) -> TextGuard | Skip:
+    if not job.has_guardrails:
+        return Skip()
+    assert job.files.guardrail is not None and job.files.text_guard is not None
+    return TextGuard(
+        word_lists=job.files.guardrail / WORD_LISTS,
+        folder=job.files.text_guard,
+        device=job.device,
+        dtype=job.dtype,
+        offload="guardrails" in job.setup.offload,
+    )
+
+
+def upsampler_stage(job: Job) -> PromptUpsampler | Skip:
+    if not job.setup.upsamples:
+        return Skip()
+    assert job.files.upsampler is not None
+    return PromptUpsampler(
+        shape=job.card.upsampler,
+        folder=job.files.upsampler,
+        device=job.device,
+        dtype=job.dtype,
+        offload="prompt_upsampler" in job.setup.offload,
+        word_limit=job.setup.word_limit,
+    )
+
+
+def text_encoder_stage(job: Job, groups: Groups) -> TextEncoder:
+    assert job.files.text_encoder is not None
+    return TextEncoder(
+        folder=job.files.text_encoder,
+        text_length=job.card.network.text_length,
+        text_dim=job.card.network.text_dim,
+        device=job.device,
+        dtype=job.text_encoder_dtype,
+        offload="text_encoder" in job.setup.offload,
+        prefetches=not job.setup.offloads_everything,
+        group=groups.replica,
+        cache=TextCache(job.text_cache) if job.text_cache is not None else None,
+    )
+
+
+def denoise_stage(job: Job, groups: Groups) -> Denoise:
+    assert job.files.weights is not None
+    return Denoise(
+        card=job.card,
+        checkpoint=job.files.weights,
+        groups=groups,
+        backend=job.backend,
+        device=job.device,
+        dtype=job.dtype,
+        rope_dtype=getattr(torch, job.setup.rope_dtype),
+        offload="denoise" in job.setup.offload,
+        prefetches=not job.setup.offloads_everything,
+    )
+
+
+def tokenizer_stage(job: Job) -> Tokenizer:
+    assert job.files.tokenizer is not None
+    return Tokenizer(
+        shape=job.card.tokenizer,
+        folder=job.files.tokenizer,
+        device=job.device,
+        dtype=job.dtype,
+        offload="tokenizer" in job.setup.offload,
+        prefetches=not job.setup.offloads_everything,
+        parts=("decoder",),
+    )
+
+
+def video_guard_stage(job: Job) -> VideoGuard | Skip:
+    if not job.has_guardrails:
+        return Skip()
+    assert job.files.guardrail is not None
+    return VideoGuard(
+        folder=job.files.guardrail,
+        device=job.device,
+        offload="guardrails" in job.setup.offload,
+    )

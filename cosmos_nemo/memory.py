@@ -1,0 +1,252 @@
+"""What making one video will need of GPU 0 and of the host, told before anything is allocated.
+
+Weights are counted from the card's sizes, in bfloat16 as on a GPU. Work is what a stage needs beside its
+weights; the constants below say which of it was measured and which is estimated from sizes. Everything is for
+rank 0, which has the text stages and the guards that the other ranks lack.
+Memory is in bytes, heights and widths in pixels of the video.
+"""
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+from cosmos_nemo.catalog import DiTShape, LanguageShape, ModelCard
+from cosmos_nemo.plan import Plan
+
+GIB = 2**30
+_BFLOAT16, _FLOAT32 = 2, 4
+
+# Measured on an H200 with the 7B at 121 frames of 1280 x 704 (docs/performance.md): values alive
+# at once for each token of a rank, in units of the network's width.
+_WIDTHS = 12.6
+_WIDTHS_TO_EXCHANGE = 2.5
+"""On top where context parallel ranks exchange tokens and heads."""
+# Measured there too, for 88 x 160 latent cells and the released 128 channels: fitted to decodes in pieces of
+# 1 to 16 latent frames, and of 1920 x 1056 pixels.
+_DECODE_GIB = 2.5
+_DECODE_GIB_PER_LATENT_FRAME = 0.425
+_MIDDLE_GIB_PER_LATENT_FRAME = 0.0925
+_COPIES_OF_SCORES = 3.8
+"""Of the middle block's spatial attention, which has no kernel that does without the table of scores."""
+# Estimated from sizes, not measured.
+_WIDTHS_SPLIT_BY_TENSOR_PARALLEL = 8.0
+"""Of _WIDTHS: the four-fold width of the MLP, before and after its activation."""
+_LANGUAGE_WORK = GIB
+"""Keys, values, logits and activations of a language model with at most a thousand tokens."""
+_VIDEO_GUARD_WORK = 4 * GIB
+"""The face detector's, on 16 frames of 1280 x 704 in float32."""
+DEVICE_OVERHEAD = 3 * GIB // 2
+"""Of a GPU's memory, what tensors never get: CUDA's context, libraries, holes between allocations."""
+
+_LATENT_CELLS, _CHANNELS = 88 * 160, 128
+_FRAMES_PER_PIECE = 8
+_TOKENIZER_DECODER = 62_738_832
+_LLAMA_GUARD = 8_030_261_248
+_SIGLIP_VISION, _FACE_DETECTOR = 428_225_600, 27_293_600
+# Parameters, and work on a prompt of 512 tokens: the first measured, the second estimated.
+_TEXT_ENCODERS = {
+    "google-t5/t5-11b": (4_864_791_552, 64 * GIB // 100),
+    "cosmos-nemo/Cosmos-Nano-T5": (134_272, 2**25),
+}
+
+ORDER = (
+    "text_guard",
+    "upsampler",
+    "text_guard",
+    "text_encoder",
+    "denoise",
+    "tokenizer",
+    "video_guard",
+)
+"""The stages of one video, as they are entered."""
+_OFFLOAD_NAME = {
+    "text_guard": "guardrails",
+    "upsampler": "prompt_upsampler",
+    "video_guard": "guardrails",
+}
+"""Where --offload calls a stage by another name."""
+PUBLISHED_OFFLOADS = tuple(
+    frozenset(names)
+    for names in accumulate(
+        (["prompt_upsampler"], ["guardrails"], ["text_encoder"], ["tokenizer"], ["denoise"])
+    )
+)
+"""The rows of the released models' memory table (spec/predict1-diffusion.md, 10), each one stage more."""
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes of one stage: of its weights, and on top of them while it runs."""
+
+    name: str
+    weights: int
+    work: int
+
+    def is_in(self, offload: frozenset[str]) -> bool:
+        return _OFFLOAD_NAME.get(self.name, self.name) in offload
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of one way to run a card."""
+
+    stages: tuple[StageMemory, ...]
+    peak: int
+    """Of GPU 0, in tensors; the GPU needs DEVICE_OVERHEAD more."""
+    host: int
+    """Of pinned memory, for the parked copies."""
+
+
+def predict(
+    card: ModelCard,
+    *,
+    offload: frozenset[str] = frozenset(),
+    is_batch: bool = False,
+    height: int | None = None,
+    width: int | None = None,
+    num_frames: int | None = None,
+    plan: Plan | None = None,
+    num_branches: int = 2,
+    guardrails: bool = True,
+    upsamples: bool = True,
+    text_encoder_itemsize: int = _BFLOAT16,
+) -> Prediction:
+    """Peak and host memory; arguments as of `stage_memory` and `peak`."""
+    stages = stage_memory(
+        card,
+        height=height,
+        width=width,
+        num_frames=num_frames,
+        plan=plan,
+        num_branches=num_branches,
+        guardrails=guardrails,
+        upsamples=upsamples,
+        text_encoder_itemsize=text_encoder_itemsize,
+    )
+    return Prediction(stages, peak(stages, offload=offload, is_batch=is_batch), host_bytes(stages, offload))
+
+
+def stage_memory(
+    card: ModelCard,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    num_frames: int | None = None,
+    plan: Plan | None = None,
+    num_branches: int = 2,
+    guardrails: bool = True,
+    upsamples: bool = True,
+    text_encoder_itemsize: int = _BFLOAT16,
+) -> tuple[StageMemory, ...]:
+    """The stages that run, in the order of their first use. Sizes that are None are the card's.
+
+    num_branches: network calls a step, 2 with guidance. A card without guardrails, or without an upsampler,
+    has none whatever the arguments say.
+    """
+    height, width = height or card.video.height, width or card.video.width
+    num_frames = num_frames or card.video.num_frames
+    side = card.tokenizer.spatial_compression
+    latent = (num_frames - 1) // card.tokenizer.temporal_compression + 1, height // side, width // side
+    stages = {
+        "text_encoder": _text_encoder(card, itemsize=text_encoder_itemsize),
+        "denoise": _denoise(card.network, latent, plan=plan or Plan(), num_branches=num_branches),
+        "tokenizer": _tokenizer(card, latent),
+    }
+    if guardrails and card.sources.guardrail:
+        stages["text_guard"] = StageMemory("text_guard", _LLAMA_GUARD * _BFLOAT16, _LANGUAGE_WORK)
+        stages["video_guard"] = _video_guard(latent)
+    if upsamples and card.sources.upsampler:
+        weights = language_parameters(card.upsampler) * _BFLOAT16
+        stages["upsampler"] = StageMemory("upsampler", weights, _LANGUAGE_WORK)
+    return tuple(stages[name] for name in dict.fromkeys(ORDER) if name in stages)
+
+
+def peak(stages: tuple[StageMemory, ...], *, offload: frozenset[str], is_batch: bool) -> int:
+    """The most bytes in use at once.
+
+    A stage that is not offloaded stays after its first use; in a batch it is there before it too, from the
+    video before. Prefetched weights are not counted: they take only what would stay free.
+    """
+    by_name = {stage.name: stage for stage in stages}
+    resident = {stage.name: stage.weights for stage in stages if is_batch and not stage.is_in(offload)}
+    most = 0
+    for stage in (by_name[name] for name in ORDER if name in by_name):
+        others = sum(weights for name, weights in resident.items() if name != stage.name)
+        most = max(most, others + stage.weights + stage.work)
+        if not stage.is_in(offload):
+            resident[stage.name] = stage.weights
+    return most
+
+
+def host_bytes(stages: tuple[StageMemory, ...], offload: frozenset[str]) -> int:
+    """Of the host copies of all parked stages."""
+    return sum(stage.weights for stage in stages if stage.is_in(offload))
+
+
+def published_rows(card: ModelCard, *, is_batch: bool = False) -> tuple[tuple[frozenset[str], int], ...]:
+    """What is offloaded, and the predicted peak, for each row of the released models' memory table.
+
+    With guardrails and the upsampler on, at the card's own size, on one GPU.
+    """
+    stages = stage_memory(card)
+    return tuple(
+        (offload, peak(stages, offload=offload, is_batch=is_batch)) for offload in PUBLISHED_OFFLOADS
+    )
+
+
+def network_parameters(shape: DiTShape, *, tensor_parallel: int = 1) -> int:
+    """Of one rank's part of the diffusion network, as it is in memory: with the fused adaLN matrices."""
+    width, rank, patch = shape.hidden_size, shape.adaln_lora_dim, shape.patch_size
+    linears = 6 * width * width + 2 * width * shape.text_dim + 2 * width * shape.ffn_hidden_size
+    whole = 30 * rank * width + 4 * shape.head_dim
+    places = shape.max_latent_frames + shape.max_latent_height // patch + shape.max_latent_width // patch
+    timestep = 4 * width * width + width
+    ends = (shape.patch_dim + shape.latent_channels * patch**2 + 3 * rank) * width
+    return shape.num_layers * (linears // tensor_parallel + whole) + places * width + timestep + ends
+
+
+def language_parameters(shape: LanguageShape) -> int:
+    """Of a Mistral language model whose embedding and output matrices are two."""
+    width, heads = shape.hidden_size, shape.head_dim * shape.num_heads
+    key_value = shape.head_dim * shape.num_kv_heads
+    layer = width * (2 * heads + 2 * key_value + 3 * shape.ffn_hidden_size + 2)
+    return shape.num_layers * layer + 2 * shape.vocab_size * width + width
+
+
+def _text_encoder(card: ModelCard, *, itemsize: int) -> StageMemory:
+    """An encoder of a person's own is taken to be as large as the released one."""
+    default = _TEXT_ENCODERS["google-t5/t5-11b"]
+    parameters, work = _TEXT_ENCODERS.get(card.sources.text_encoder, default)
+    return StageMemory("text_encoder", parameters * itemsize, work * itemsize // _BFLOAT16)
+
+
+def _denoise(
+    shape: DiTShape, latent_THW: tuple[int, int, int], *, plan: Plan, num_branches: int
+) -> StageMemory:
+    """Each branch whose turn it is on this rank keeps its text's keys and values for the whole video."""
+    frames, rows, columns = latent_THW
+    tokens = frames * (rows // shape.patch_size) * (columns // shape.patch_size)
+    one_width = -(-tokens // plan.cp) * shape.hidden_size * _BFLOAT16
+    split = _WIDTHS_SPLIT_BY_TENSOR_PARALLEL + (_WIDTHS_TO_EXCHANGE if plan.cp > 1 else 0)
+    widths = _WIDTHS - _WIDTHS_SPLIT_BY_TENSOR_PARALLEL + split / plan.tp
+    branches = num_branches if plan.cfg == 1 else 1
+    text = shape.num_layers * 2 * shape.text_length * shape.hidden_size // plan.tp * _BFLOAT16
+    weights = network_parameters(shape, tensor_parallel=plan.tp) * _BFLOAT16
+    return StageMemory("denoise", weights, int(widths * one_width) + branches * text)
+
+
+def _tokenizer(card: ModelCard, latent_THW: tuple[int, int, int]) -> StageMemory:
+    """Decoding: the pieces after the middle block, or the middle block itself, whichever needs more."""
+    frames, rows, columns = latent_THW
+    cells, channels = rows * columns / _LATENT_CELLS, card.tokenizer.channels / _CHANNELS
+    pieces = _DECODE_GIB + _DECODE_GIB_PER_LATENT_FRAME * min(frames, _FRAMES_PER_PIECE)
+    at_once = frames if frames < 2 else 2 + frames % 2
+    scores = _COPIES_OF_SCORES * at_once * (rows * columns) ** 2 * _BFLOAT16
+    middle = cells * channels * _MIDDLE_GIB_PER_LATENT_FRAME * frames * GIB + scores
+    weights = int(_TOKENIZER_DECODER * channels**2) * _BFLOAT16
+    return StageMemory("tokenizer", weights, int(max(cells * channels * pieces * GIB, middle)))
+
+
+def _video_guard(latent_THW: tuple[int, int, int]) -> StageMemory:
+    weights = (_SIGLIP_VISION + _FACE_DETECTOR) * _FLOAT32
+    _, rows, columns = latent_THW
+    return StageMemory("video_guard", weights, _VIDEO_GUARD_WORK * rows * columns // _LATENT_CELLS)

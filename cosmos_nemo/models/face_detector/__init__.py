@@ -1,0 +1,1 @@
+"""RetinaFace, which finds faces in pictures: the network, and what turns its numbers into boxes."""

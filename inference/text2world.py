@@ -1,0 +1,17 @@
+"""Text2World as Predict1 published it: torchrun (or srun, or python) inference/text2world.py --prompt ..."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from cosmos_nemo.cli import parse_text2world
+from cosmos_nemo.launch import run
+
+
+def main(argv: Sequence[str], *, environ: Mapping[str, str] = os.environ) -> int:
+    """The exit status; see launch.run."""
+    return run(lambda: parse_text2world(argv), environ=environ)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

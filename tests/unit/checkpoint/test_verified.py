@@ -1,0 +1,97 @@
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from cosmos_nemo.checkpoint import verified
+from cosmos_nemo.checkpoint.verified import is_noted_complete, is_verified, mismatches, note_complete
+
+SUM = hashlib.md5(b"content").hexdigest()
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that were read."""
+    seen: list[Path] = []
+    real = verified.md5_of
+
+    def md5_of(path: Path) -> str:
+        seen.append(path)
+        return real(path)
+
+    monkeypatch.setattr(verified, "md5_of", md5_of)
+    return seen
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"content")
+    return path
+
+
+def test_a_file_is_read_once_and_again_when_it_changed(file: Path, hashed: list[Path]) -> None:
+    for _ in range(3):
+        assert mismatches(file.parent, {"model.pt": SUM}) == []
+    assert hashed == [file]
+    os.utime(file, ns=(1, 1))
+    assert mismatches(file.parent, {"model.pt": SUM}) == [] and len(hashed) == 2
+    file.write_bytes(b"contenT")
+    (wrong,) = mismatches(file.parent, {"model.pt": SUM})
+    assert (wrong.path, wrong.published) == (file, SUM)
+    assert wrong.is_md5 in str(wrong) and SUM in str(wrong) and str(file) in str(wrong)
+    assert len(mismatches(file.parent, {"model.pt": SUM})) == 1, "a wrong file is never taken for verified"
+
+
+def test_another_published_sum_makes_the_file_be_read_again(file: Path) -> None:
+    assert mismatches(file.parent, {"model.pt": SUM}) == []
+    assert len(mismatches(file.parent, {"model.pt": "0" * 32})) == 1
+
+
+def test_missing_files_are_no_mismatch(tmp_path: Path) -> None:
+    assert mismatches(tmp_path, {"model.pt": SUM}) == []
+
+
+def test_a_large_file_is_hashed_in_pieces(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verified, "_CHUNK", 3)
+    assert verified.md5_of(file) == SUM
+
+
+def test_a_folder_is_complete_until_a_file_changes_its_size_or_goes(file: Path, hashed: list[Path]) -> None:
+    folder = file.parent
+    (folder / "nemo").mkdir()
+    (folder / "nemo" / "0.0").write_bytes(b"1")
+    assert not is_noted_complete(folder)
+    mismatches(folder, {"model.pt": SUM})
+    assert not is_noted_complete(folder)
+    note_complete(folder, ["model.pt", "nemo/0.0"])
+    assert is_noted_complete(folder)
+    assert mismatches(folder, {"model.pt": SUM}) == [] and len(hashed) == 1
+    (folder / "nemo" / "0.0").write_bytes(b"12")
+    assert not is_noted_complete(folder)
+    (folder / "nemo" / "0.0").unlink()
+    assert not is_noted_complete(folder)
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"files": 3}', '{"files": {"model.pt": 3}}', "\0"])
+def test_a_damaged_record_counts_as_none(file: Path, damage: str, hashed: list[Path]) -> None:
+    mismatches(file.parent, {"model.pt": SUM})
+    (file.parent / ".cache" / "cosmos_nemo.json").write_text(damage)
+    assert not is_verified(file.parent, "model.pt", SUM) and not is_noted_complete(file.parent)
+    assert mismatches(file.parent, {"model.pt": SUM}) == [] and len(hashed) == 2
+    assert is_verified(file.parent, "model.pt", SUM)
+
+
+def test_a_record_that_cannot_be_written_stops_nothing(file: Path) -> None:
+    (file.parent / ".cache").write_text("a file where the folder belongs")
+    assert mismatches(file.parent, {"model.pt": SUM}) == []
+    note_complete(file.parent, ["model.pt"])
+    assert not is_noted_complete(file.parent)
+
+
+def test_the_record_leaves_nothing_else_behind(file: Path) -> None:
+    note_complete(file.parent, ["model.pt"])
+    assert [path.name for path in (file.parent / ".cache").iterdir()] == ["cosmos_nemo.json"]
+    assert json.loads((file.parent / ".cache" / "cosmos_nemo.json").read_text())["complete"] is True

@@ -1,0 +1,97 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from cosmos_nemo.job.batch_file import BadLine, BatchFile, read_batch
+from cosmos_nemo.request import RequestError, Text2WorldRequest
+from tests.test_layering import ROOT
+
+TEMPLATE = Text2WorldRequest(prompt="", seed=7, negative_prompt="ugly", num_steps=3)
+
+
+def batch_of(folder: Path, *lines: str, end: str = "\n") -> BatchFile:
+    path = folder / "batch.jsonl"
+    path.write_bytes(end.join(lines).encode())
+    return read_batch(path, template=TEMPLATE, folder=folder / "out")
+
+
+def test_a_line_gives_its_prompt_and_the_flags_the_rest(tmp_path: Path) -> None:
+    (request,) = batch_of(tmp_path, '{"prompt": "a ball"}').requests
+    assert (request.prompt, request.seed, request.negative_prompt, request.num_steps) == (
+        "a ball",
+        7,
+        "ugly",
+        3,
+    )
+    assert (request.video_path, request.line_number) == (tmp_path / "out" / "0.mp4", 1)
+
+
+def test_a_line_may_have_a_seed_and_a_negative_prompt_of_its_own(tmp_path: Path) -> None:
+    (request,) = batch_of(tmp_path, '{"prompt": "a", "seed": 8, "negative_prompt": ""}').requests
+    assert (request.seed, request.negative_prompt) == (8, "")
+
+
+def test_empty_and_bad_lines_keep_their_number_and_the_rest_goes_on(tmp_path: Path) -> None:
+    batch = batch_of(
+        tmp_path,
+        *('{"prompt": "a"}', "", "{prompt: b}", '{"text": "c"}', "[1]", '{"prompt": 4}', '{"prompt": " "}'),
+        *("  ", '{"prompt": "h", "seed": "8"}', '{"prompt": "i", "seed": true}', '{"prompt": "z"}', ""),
+    )
+    assert [(r.prompt, r.video_path.name) for r in batch.requests] == [("a", "0.mp4"), ("z", "10.mp4")]
+    assert [line.number for line in batch.bad_lines] == [3, 4, 5, 6, 7, 9, 10]
+    said = [str(line) for line in batch.bad_lines]
+    assert said[0].startswith("line 3: it is no JSON (Expecting")
+    assert said[1:] == [
+        'line 4: it has no "prompt"',
+        "line 5: it holds a list, not an object with a prompt",
+        'line 6: "prompt" is 4, no text',
+        'line 7: its "prompt" is empty',
+        'line 9: "seed" is "8", no whole number',
+        'line 10: "seed" is true, no whole number',
+    ]
+
+
+def test_windows_files_read_like_others(tmp_path: Path) -> None:
+    batch = batch_of(tmp_path, '\ufeff{"prompt": "a\u2028b"}', '{"prompt": "c"}', end="\r\n")
+    assert [request.prompt for request in batch.requests] == ["a\u2028b", "c"]
+    assert batch.bad_lines == ()
+
+
+def test_fields_that_nothing_is_made_of_are_told(tmp_path: Path) -> None:
+    batch = batch_of(
+        tmp_path, '{"prompt": "a", "visual_input": "x.mp4", "sede": 3}', '{"prompt": "b", "id": 1}'
+    )
+    assert batch.passed_over == ("id", "sede")
+    assert [request.seed for request in batch.requests] == [7, 7]
+
+
+def test_the_documents_batch_file_is_good() -> None:
+    path = ROOT / "assets/diffusion/batch_inputs/text2world.jsonl"
+    batch = read_batch(path, template=TEMPLATE, folder=Path("out"))
+    prompts = [json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [request.prompt for request in batch.requests] == prompts
+    assert (batch.bad_lines, batch.passed_over) == ((), ())
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"nonsense", b'{"prompt": "\xff"}'])
+def test_a_file_without_a_good_line_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "batch.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(RequestError, match=r"--batch_input_path .*batch\.jsonl"):
+        read_batch(path, template=TEMPLATE, folder=tmp_path)
+
+
+def test_the_refusal_names_the_first_bad_line(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="line 2: it is no JSON"):
+        batch_of(tmp_path, "", "x", "y")
+
+
+@pytest.mark.parametrize("path", ["nowhere.jsonl", "."])
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, path: str) -> None:
+    with pytest.raises(RequestError, match=r"--batch_input_path .* cannot be read"):
+        read_batch(tmp_path / path, template=TEMPLATE, folder=tmp_path)
+
+
+def test_a_bad_line_says_where_it_stands() -> None:
+    assert str(BadLine(number=4, reason="why")) == "line 4: why"

@@ -1,0 +1,89 @@
+import fcntl
+import json
+import os
+import threading
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from cosmos_nemo.stages.media import blocked_path, file_digest, write_blocked, write_video
+from cosmos_nemo.stages.records import Past, past_of
+
+FRAMES = torch.zeros(3, 4, 4, 3, dtype=torch.uint8)
+
+
+def write(path: Path, *, item: str, value: int = 0) -> None:
+    write_video(FRAMES + value, path, fps=24, prompt=item, manifest={"item": item})
+
+
+def test_a_video_is_made_only_for_the_very_item(tmp_path: Path) -> None:
+    path = tmp_path / "0.npy"
+    assert past_of(path, "a") is Past.OPEN
+    write(path, item="a")
+    assert past_of(path, "a") is Past.MADE
+    assert past_of(path, "b") is Past.OPEN
+
+
+@pytest.mark.parametrize("damage", ["truncated", "removed", "replaced", "no manifest", "half a manifest"])
+def test_what_is_damaged_is_made_again(tmp_path: Path, damage: str) -> None:
+    path, manifest = tmp_path / "0.npy", tmp_path / "0.json"
+    write(path, item="a")
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif damage == "removed":
+        path.unlink()
+    elif damage == "replaced":
+        numpy.save(path, (FRAMES + 1).numpy())
+    elif damage == "no manifest":
+        manifest.unlink()
+    else:
+        manifest.write_text(manifest.read_text()[:-9])
+    assert past_of(path, "a") is Past.OPEN
+
+
+def test_a_blocked_item_is_remembered_and_an_older_video_stays(tmp_path: Path) -> None:
+    path = tmp_path / "0.npy"
+    write(path, item="old")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    write_blocked(path, manifest={"item": "a"})
+    assert past_of(path, "a") is Past.BLOCKED
+    assert past_of(path, "old") is Past.MADE
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p != blocked_path(path)} == before
+
+
+def test_a_video_made_later_takes_the_place_of_the_blocked_one(tmp_path: Path) -> None:
+    path = tmp_path / "0.npy"
+    write_blocked(path, manifest={"item": "a"})
+    write(path, item="b")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0.json", "0.npy", "0.txt"]
+
+
+def test_the_manifest_has_the_digest_of_the_file(tmp_path: Path) -> None:
+    write(tmp_path / "0.npy", item="a")
+    assert json.loads((tmp_path / "0.json").read_text())["video_sha256"] == file_digest(tmp_path / "0.npy")
+
+
+def test_files_take_their_names_while_no_other_process_holds_the_folder(tmp_path: Path) -> None:
+    """So that the three files of two runs that write one name never mix."""
+    path = tmp_path / "0.npy"
+    held = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    writer = threading.Thread(target=lambda: write(path, item="a"))
+    writer.start()
+    writer.join(0.3)
+    assert writer.is_alive()
+    assert not [p for p in tmp_path.iterdir() if not p.name.startswith(".")]
+    os.close(held)
+    writer.join(20)
+    assert past_of(path, "a") is Past.MADE
+
+
+def test_a_file_system_without_locks_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    write(tmp_path / "0.npy", item="a")
+    assert past_of(tmp_path / "0.npy", "a") is Past.MADE

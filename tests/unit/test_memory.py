@@ -1,0 +1,308 @@
+import json
+import struct
+from dataclasses import replace
+from math import prod
+
+import pytest
+import torch
+
+from cosmos_nemo.catalog import CARDS, DiTShape, LanguageShape, ModelCard, TokenizerShape, find_card
+from cosmos_nemo.checkpoint.load import split_axis
+from cosmos_nemo.checkpoint.locate import EMBEDDED
+from cosmos_nemo.checkpoint.names import parameter_shapes
+from cosmos_nemo.memory import (
+    GIB,
+    ORDER,
+    PUBLISHED_OFFLOADS,
+    StageMemory,
+    host_bytes,
+    language_parameters,
+    network_parameters,
+    peak,
+    predict,
+    published_rows,
+    stage_memory,
+)
+from cosmos_nemo.plan import Plan
+from cosmos_nemo.request import OFFLOADABLE
+
+SMALL = find_card("Cosmos-1.0-Diffusion-7B-Text2World")
+LARGE = find_card("Cosmos-1.0-Diffusion-14B-Text2World")
+NANO = find_card("Cosmos-Nano-Text2World")
+NOTHING: frozenset[str] = frozenset()
+EVERYTHING = frozenset(OFFLOADABLE)
+THREE = frozenset({"text_encoder", "denoise", "tokenizer"})
+
+
+def stage(card: ModelCard, name: str, **options: object) -> StageMemory:
+    return next(stage for stage in stage_memory(card, **options) if stage.name == name)
+
+
+def alone(stage: StageMemory) -> float:
+    """GiB of a stage that is alone on its GPU."""
+    return (stage.weights + stage.work) / GIB
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *(CARDS[name].network for name in (SMALL.name, LARGE.name, NANO.name)),
+        replace(SMALL.network, takes_given_mask=True, adaln_lora_dim=17, text_dim=5, latent_channels=3),
+        DiTShape(num_layers=3, hidden_size=12, num_heads=2, ffn_hidden_size=20, patch_size=4),
+    ],
+    ids=lambda shape: f"{shape.num_layers}x{shape.hidden_size}",
+)
+def test_a_networks_parameters_are_those_of_its_tensors(shape: DiTShape) -> None:
+    sizes = parameter_shapes(shape)
+    assert network_parameters(shape) == sum(map(prod, sizes.values()))
+    assert network_parameters(shape, tensor_parallel=2) == sum(
+        prod(size) // (2 if split_axis(name) is not None else 1) for name, size in sizes.items()
+    )
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        LanguageShape(),
+        LanguageShape(
+            num_layers=3,
+            hidden_size=24,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=8,
+            ffn_hidden_size=40,
+            vocab_size=50,
+        ),
+    ],
+)
+def test_a_language_models_parameters_are_those_of_transformers(shape: LanguageShape) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(
+        num_hidden_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        intermediate_size=shape.ffn_hidden_size,
+        vocab_size=shape.vocab_size,
+        tie_word_embeddings=False,
+    )
+    with torch.device("meta"):
+        model = MistralForCausalLM(config)
+    assert language_parameters(shape) == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_t5_11b_has_the_parameters_of_transformers() -> None:
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(d_model=1024, d_kv=128, d_ff=65536, num_layers=24, num_heads=128, vocab_size=32128)
+    with torch.device("meta"):
+        model = T5EncoderModel(config)
+    assert stage(SMALL, "text_encoder").weights == 2 * sum(p.numel() for p in model.parameters())
+
+
+def test_llama_guard_has_the_parameters_of_transformers() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        tie_word_embeddings=False,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    assert stage(SMALL, "text_guard").weights == 2 * sum(p.numel() for p in model.parameters())
+
+
+def test_siglips_picture_half_has_the_parameters_of_transformers() -> None:
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    config = SiglipVisionConfig(
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_hidden_layers=27,
+        num_attention_heads=16,
+        image_size=384,
+        patch_size=14,
+    )
+    with torch.device("meta"):
+        model = SiglipVisionModel(config)
+    parameters = sum(p.numel() for p in model.parameters())
+    detector = (stage(SMALL, "video_guard").weights - 2 * parameters) / 4
+    assert 26e6 < detector < 28e6
+
+
+def test_the_tokenizers_decoder_is_counted() -> None:
+    from cosmos_nemo.models.video_tokenizer.model import build_autoencoder
+
+    for card in (SMALL, NANO):
+        decoder = build_autoencoder(
+            card.tokenizer, device="meta", dtype=torch.float32, parts=("decoder",)
+        ).parameters()
+        counted = stage(card, "tokenizer").weights / 2
+        assert counted == pytest.approx(sum(p.numel() for p in decoder), rel=0.2 if card is NANO else 1e-9)
+
+
+def test_the_embedded_text_encoder_is_counted() -> None:
+    with (EMBEDDED / "Cosmos-Nano-T5/model.safetensors").open("rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    count = sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    assert stage(NANO, "text_encoder").weights == 2 * count
+
+
+def test_the_peaks_measured_with_nothing_offloaded_are_predicted() -> None:
+    stages = stage_memory(SMALL, guardrails=False, upsamples=False)
+    assert [each.name for each in stages] == ["text_encoder", "denoise", "tokenizer"]
+    assert peak(stages[:1], offload=NOTHING, is_batch=False) / GIB == pytest.approx(9.7, rel=0.01)
+    assert peak(stages[:2], offload=NOTHING, is_batch=False) / GIB == pytest.approx(29.3, rel=0.01)
+    assert peak(stages, offload=NOTHING, is_batch=False) / GIB == pytest.approx(29.5, rel=0.01)
+
+
+def test_the_peaks_measured_with_every_stage_offloaded_are_predicted() -> None:
+    stages = stage_memory(SMALL, guardrails=False, upsamples=False)
+    assert [alone(each) for each in stages] == pytest.approx([9.7, 20.3, 5.9], rel=0.03)
+    assert peak(stages, offload=THREE, is_batch=True) / GIB == pytest.approx(20.3, rel=0.01)
+
+
+@pytest.mark.parametrize(("plan", "measured"), [(Plan(cp=2), 27.2), (Plan(cfg=2), 29.1)])
+def test_the_peaks_measured_on_two_gpus_are_predicted(plan: Plan, measured: float) -> None:
+    stages = stage_memory(SMALL, plan=plan, guardrails=False, upsamples=False)
+    assert peak(stages[:2], offload=NOTHING, is_batch=False) / GIB == pytest.approx(measured, rel=0.01)
+
+
+def test_the_decode_measured_at_the_largest_size_is_predicted() -> None:
+    assert alone(stage(SMALL, "tokenizer", height=1056, width=1920)) == pytest.approx(17.8, rel=0.02)
+
+
+def test_an_odd_number_of_latent_frames_takes_more_at_large_sizes() -> None:
+    # The spatial attention then has a group of three frames instead of two.
+    even, odd = (
+        stage(SMALL, "tokenizer", height=1056, width=1920, num_frames=frames) for frames in (121, 113)
+    )
+    assert odd.work > 1.3 * even.work
+
+
+def test_work_grows_with_the_video_and_weights_do_not() -> None:
+    whole = {each.name: each for each in stage_memory(SMALL)}
+    for change in ({"height": 352}, {"width": 640}, {"num_frames": 33}):
+        for each in stage_memory(SMALL, **change):
+            assert each.weights == whole[each.name].weights
+            if each.name in ("denoise", "tokenizer"):
+                assert each.work < whole[each.name].work
+
+
+def test_ranks_share_a_videos_tokens_and_the_layers_matrices() -> None:
+    one = stage(SMALL, "denoise")
+    context, tensor, halves = (
+        stage(SMALL, "denoise", plan=plan) for plan in (Plan(cp=4), Plan(tp=4), Plan(cfg=2))
+    )
+    assert context.weights == halves.weights == one.weights > tensor.weights > one.weights // 4
+    assert one.work / 4 < context.work < one.work / 2
+    assert one.work / 4 < tensor.work < one.work
+    text = one.work - halves.work
+    assert text == 28 * 2 * 512 * 4096 * 2
+    assert stage(SMALL, "denoise", num_branches=1).work == halves.work
+    assert stage(SMALL, "denoise", num_branches=1, plan=Plan(cfg=1)).work == halves.work
+
+
+def test_a_float32_text_encoder_takes_twice_the_memory() -> None:
+    half, whole = stage(SMALL, "text_encoder"), stage(SMALL, "text_encoder", text_encoder_itemsize=4)
+    assert (whole.weights, whole.work) == (2 * half.weights, 2 * half.work)
+
+
+def test_stages_that_are_off_or_that_the_card_lacks_take_nothing() -> None:
+    assert [each.name for each in stage_memory(SMALL)] == list(dict.fromkeys(ORDER))
+    core = ["text_encoder", "denoise", "tokenizer"]
+    assert [each.name for each in stage_memory(SMALL, guardrails=False)] == ["upsampler", *core]
+    assert [each.name for each in stage_memory(SMALL, upsamples=False)] == [
+        "text_guard",
+        *core,
+        "video_guard",
+    ]
+    assert [each.name for each in stage_memory(NANO)] == core
+
+
+def made(**sizes: tuple[int, int]) -> tuple[StageMemory, ...]:
+    return tuple(StageMemory(name, *size) for name, size in sizes.items())
+
+
+STAGES = made(
+    text_guard=(100, 1),
+    upsampler=(200, 2),
+    text_encoder=(50, 3),
+    denoise=(40, 70),
+    tokenizer=(4, 300),
+    video_guard=(7, 5),
+)
+
+
+def test_stages_stay_once_they_were_used() -> None:
+    assert peak(STAGES[:1], offload=NOTHING, is_batch=False) == 101
+    assert peak(STAGES[:2], offload=NOTHING, is_batch=False) == 302
+    assert peak(STAGES, offload=NOTHING, is_batch=False) == 100 + 200 + 50 + 40 + 4 + 300
+
+
+def test_in_a_batch_the_stages_to_come_are_there_from_the_video_before() -> None:
+    assert peak(STAGES, offload=NOTHING, is_batch=True) == 100 + 200 + 50 + 40 + 4 + 7 + 300
+    assert peak(STAGES[:2], offload=frozenset({"prompt_upsampler"}), is_batch=False) == 302
+    kept = frozenset({"denoise"})
+    assert peak(STAGES[3:], offload=kept, is_batch=True) == max(4 + 7 + 110, 7 + 4 + 300)
+
+
+def test_with_everything_offloaded_the_largest_stage_alone_counts() -> None:
+    for is_batch in (False, True):
+        assert peak(STAGES, offload=EVERYTHING, is_batch=is_batch) == 304
+        assert peak(STAGES[:4], offload=EVERYTHING, is_batch=is_batch) == 202
+
+
+def test_a_parked_guard_judges_the_longer_prompt_beside_the_upsampler() -> None:
+    two = made(text_guard=(100, 50), upsampler=(200, 2))
+    assert peak(two, offload=frozenset({"guardrails"}), is_batch=False) == 350
+    assert peak(two, offload=frozenset({"guardrails", "prompt_upsampler"}), is_batch=False) == 202
+
+
+def test_the_host_holds_the_parked_weights_and_guardrails_are_both_guards() -> None:
+    assert host_bytes(STAGES, NOTHING) == 0
+    assert host_bytes(STAGES, frozenset({"guardrails"})) == 107
+    assert host_bytes(STAGES, frozenset({"prompt_upsampler", "tokenizer"})) == 204
+    assert host_bytes(STAGES, EVERYTHING) == 401
+
+
+def test_every_name_of_the_offload_flag_parks_something() -> None:
+    for name in OFFLOADABLE:
+        assert host_bytes(STAGES, frozenset({name})) > 0
+
+
+def test_the_published_rows_offload_one_stage_more_each() -> None:
+    assert [len(offload) for offload in PUBLISHED_OFFLOADS] == [1, 2, 3, 4, 5]
+    assert PUBLISHED_OFFLOADS[0] == {"prompt_upsampler"} and PUBLISHED_OFFLOADS[-1] == EVERYTHING
+    assert "denoise" not in PUBLISHED_OFFLOADS[3] and "tokenizer" in PUBLISHED_OFFLOADS[3]
+
+
+@pytest.mark.parametrize("card", [SMALL, LARGE], ids=["7B", "14B"])
+@pytest.mark.parametrize("is_batch", [False, True])
+def test_each_published_row_needs_no_more_than_the_one_before(card: ModelCard, is_batch: bool) -> None:
+    rows = published_rows(card, is_batch=is_batch)
+    assert tuple(offload for offload, _ in rows) == PUBLISHED_OFFLOADS
+    peaks = [peak for _, peak in rows]
+    assert peaks == sorted(peaks, reverse=True)
+    assert rows[-1][1] >= max(each.weights for each in stage_memory(card))
+
+
+def test_a_prediction_is_made_of_the_same_parts() -> None:
+    options = {"height": 352, "num_frames": 57, "plan": Plan(cp=2), "guardrails": False}
+    found = predict(SMALL, offload=THREE, is_batch=True, **options)
+    assert found.stages == stage_memory(SMALL, **options)
+    assert found.peak == peak(found.stages, offload=THREE, is_batch=True)
+    assert found.host == host_bytes(found.stages, THREE)
+
+
+def test_the_tokenizers_channels_count() -> None:
+    narrow = replace(SMALL, tokenizer=TokenizerShape(channels=64))
+    assert stage(narrow, "tokenizer").weights * 4 == stage(SMALL, "tokenizer").weights
+    assert stage(narrow, "tokenizer").work < stage(SMALL, "tokenizer").work
