@@ -56,14 +56,12 @@ def _memory(job: Job) -> list[str]:
         upsamples=setup.upsamples,
         text_encoder_itemsize=4 if setup.text_encoder_dtype == "float32" else 2,
     )
-    parts = ", ".join(
-        f"{stage.name} {_gib(stage.weights)} + {_gib(stage.work)}" for stage in predicted.stages
-    )
+    parts = [f"{stage.name} {_gib(stage.weights)} + {_gib(stage.work)}" for stage in predicted.stages]
     offloaded = ", ".join(name for name in OFFLOADABLE if name in setup.offload) or "nothing"
     return [
-        f"predicted on GPUs, in GiB: {_gib(predicted.peak)} at the peak of GPU 0, {_gib(predicted.host)} of host "
-        f"memory for what is offloaded ({offloaded})",
-        f"weights + work of each: {parts}",
+        f"predicted on GPUs, in GiB: {_gib(predicted.peak)} at the peak of GPU 0, {_gib(predicted.host)} of "
+        f"host memory for what is offloaded ({offloaded})",
+        f"weights + work of each: {', '.join(parts)}",
     ]
 
 
