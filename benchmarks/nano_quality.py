@@ -241,7 +241,11 @@ def report(job: Job, results: Sequence[Result], arguments: argparse.Namespace, s
         print(f"MISSED {miss}")
     if arguments.json:
         records = [asdict(result) for result in results]
-        whole: dict[str, Any] = {"settings": job.facts(), "mistake": arguments.mistake, "seconds": seconds}
+        whole: dict[str, Any] = {
+            "settings": job.facts(request),
+            "mistake": arguments.mistake,
+            "seconds": seconds,
+        }
         whole |= {"rows": rows, "missed": missed, "results": records}
         arguments.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     return 1 if missed else 0

@@ -5,8 +5,8 @@ python benchmarks/offload_memory.py FOLDER --model Cosmos-Predict1-7B-Text2World
 FOLDER gets (or holds) the network as a NeMo checkpoint of random weights, which is read as any other. The
 other models are made on the GPU from a seed at their released sizes, in the stages themselves, so that
 parking and residence are those of a run; their answers mean nothing: Llama Guard's counts as "safe", the
-upsampler's is thrown away. Each row offloads one model more (row 0: none). Reserved is what PyTorch's allocator held
-(torch.cuda.max_memory_reserved), used what nvidia-smi showed, sampled five times a second.
+upsampler's is thrown away. Each row offloads one model more (row 0: none). Reserved is what PyTorch's
+allocator held (torch.cuda.max_memory_reserved); nvidia-smi's figure is the highest of five a second.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.full_size_assets import T5_11B, write_network
-from cosmos_nemo.catalog import CARDS, LanguageShape, ModelCard, TokenizerShape, find_card
+from cosmos_nemo.catalog import CARDS, ModelCard, find_card
 from cosmos_nemo.checkpoint.locate import weights_of
 from cosmos_nemo.memory import PUBLISHED_OFFLOADS, predict
 from cosmos_nemo.models.common.backend import choose_backend
@@ -63,6 +63,7 @@ SIGLIP = {
     "image_size": 384,
     "patch_size": 14,
 }
+FACE_DETECTOR = FaceDetectorShape()
 
 
 def randomized(module: nn.Module, *, scale: float = 0.02) -> nn.Module:
@@ -131,19 +132,26 @@ class FullVideoGuard(VideoGuard):
         with torch.device(self.device):
             siglip = SiglipVisionModel(SiglipVisionConfig(**SIGLIP)).to(self.dtype)
             classifier = SafetyClassifier((SIGLIP["hidden_size"], 512, 256))
-            detector = FaceDetector(FaceDetectorShape())
-        tower = getattr(siglip, "vision_model", siglip)
-        randomized(tower)
+            detector = FaceDetector(FACE_DETECTOR)
+        randomized(siglip)
         last = [m for m in classifier.modules() if isinstance(m, nn.Linear)][-1]
         last.bias.data[0] = 100.0  # every frame is Safe
         for head in detector.ClassHead.modules():
             if isinstance(head, nn.Conv2d):
                 head.weight.data.zero_()
                 head.bias.data = torch.tensor([9.0, -9.0] * (len(head.bias) // 2), device=self.device)
-        content = ContentFilter(tower, classifier).eval().requires_grad_(False)
+        content = ContentFilter(siglip, classifier).eval().requires_grad_(False)
         return nn.ModuleDict(
             {"content_filter": content, "face_detector": detector.eval().requires_grad_(False)}
         )
+
+
+def write_small(folder: Path, card: ModelCard) -> None:
+    """What the stages read beside weights: word lists, and folders with tokenizers."""
+    write_word_lists(folder / "blocklist")
+    write_llama_guard(folder / "guard", seed=0)
+    write_upsampler(folder / "upsampler", seed=0)
+    write_text_encoder(folder / "t5", text_dim=card.network.text_dim, seed=0)
 
 
 def pipeline_of(
@@ -163,7 +171,7 @@ def pipeline_of(
             word_lists=small / "blocklist", folder=small / "guard", offload="guardrails" in offload, **common
         ),
         upsampler=FullUpsampler(
-            shape=LanguageShape(), folder=small / "upsampler", offload="prompt_upsampler" in offload, **common
+            shape=card.upsampler, folder=small / "upsampler", offload="prompt_upsampler" in offload, **common
         ),
         text_encoder=FullTextEncoder(
             folder=small / "t5",
@@ -184,7 +192,7 @@ def pipeline_of(
             **common,
         ),
         tokenizer=FullTokenizer(
-            shape=TokenizerShape(),
+            shape=card.tokenizer,
             folder=small,
             dtype=dtype,
             offload="tokenizer" in offload,
@@ -277,10 +285,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         small = Path(name)
-        write_word_lists(small / "blocklist")
-        write_llama_guard(small / "guard", seed=0)
-        write_upsampler(small / "upsampler", seed=0)
-        write_text_encoder(small / "t5", text_dim=card.network.text_dim, seed=0)
+        write_small(small, card)
         for row in args.rows:
             gc.collect()
             torch.cuda.empty_cache()

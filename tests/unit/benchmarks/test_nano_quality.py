@@ -28,6 +28,7 @@ from cosmos_nemo.catalog import CARDS
 from cosmos_nemo.job import Job
 from cosmos_nemo.parallel.groups import start_alone
 from cosmos_nemo.pipelines.text2world import Text2World
+from cosmos_nemo.stages.skip import Skip
 from cosmos_nemo.tools.standin import write_standin
 from cosmos_nemo.training.nano.captions import PHRASINGS, SUBJECT_NAME, UNSEEN_PHRASINGS, caption
 from cosmos_nemo.training.nano.world import ALL_SCENES, HELD_OUT, TRAINED, Scene, draw_clips
@@ -94,7 +95,10 @@ def test_a_batch_of_one_is_the_pipelines_video(assets: Path, lively: None, flags
         text_encoder=generator.text_encoder,
         denoise=generator.denoise,
         tokenizer=generator.tokenizer,
-        world=start_alone(CPU).world,
+        text_guard=Skip(),
+        upsampler=Skip(),
+        video_guard=Skip(),
+        ranks=start_alone(CPU).replica,
     )
     wanted, other = (pipeline(replace(job.request, prompt=prompt)).frames_THWC for prompt in PROMPTS)
     assert wanted is not None
