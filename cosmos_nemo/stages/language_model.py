@@ -62,7 +62,7 @@ def empty_on_device(make: Callable[[], nn.Module], *, device: torch.device, dtyp
             if _has_table(child):
                 # Some of these modules keep their configuration, others leave it to the module around them.
                 config = getattr(child, "config", None) or parent.config
-                setattr(parent, name, type(child)(config, device=device).to(device))
+                setattr(parent, name, type(child)(config).to(device))
     return model
 
 

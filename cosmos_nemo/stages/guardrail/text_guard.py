@@ -127,9 +127,8 @@ class TextGuard(Stage):
         how = GenerationConfig(
             do_sample=False, max_new_tokens=_MAX_ANSWER_TOKENS, eos_token_id=ends, pad_token_id=ends[0]
         )
-        answered = model.generate(
-            tokens, attention_mask=torch.ones_like(tokens), generation_config=how, use_model_defaults=False
-        )
+        model.generation_config = how  # or what this leaves open would come from the model's own settings
+        answered = model.generate(tokens, attention_mask=torch.ones_like(tokens))
         return self._tokenizer.decode(answered[0, tokens.shape[1] :], skip_special_tokens=True)
 
     @cached_property
