@@ -1,0 +1,333 @@
+"""README and pages: their commands are understood, their flags, links and tables are true."""
+
+import argparse
+import importlib
+import importlib.util
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+import pytest
+
+from cosmos_nemo.catalog import CARDS
+from cosmos_nemo.cli import Invocation, general, parse_general, parse_text2world, text2world
+from cosmos_nemo.memory import GIB, host_bytes, published_rows, stage_memory
+from cosmos_nemo.request import validate_setup
+from cosmos_nemo.tools.main import COMMANDS as TOOLS
+from cosmos_nemo.tools.standin import write_standin
+from tests.doors.commands import SeedCommand, commands_of
+from tests.test_layering import ROOT
+
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+]
+WITH_CHANGELOG = [*PAGES, "CHANGELOG.md"]
+
+_ASSIGNMENT = re.compile(r"([A-Z_][A-Z0-9_]*)=(.*)", re.DOTALL)
+_OF_OTHERS = {"source", "docker", "make", ".ci/run"}
+"""Programs that the pages name and that are not this project's."""
+_FOREIGN_FLAGS = {"--nproc_per_node", "--no-deps", "--build-arg", "--help"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a page; `variables`: what the page has set before it."""
+
+    page: str
+    words: tuple[str, ...]
+
+    @property
+    def script(self) -> str:
+        """The project's script, `cosmos-nemo`, or the program itself where it is none of the project's."""
+        named = [word for word in self.words if word.endswith(".py") or word == "cosmos_nemo.tools.main"]
+        return named[0].replace("cosmos_nemo.tools.main", "cosmos-nemo") if named else self.words[0]
+
+    @property
+    def argv(self) -> list[str]:
+        start = next(
+            (
+                i
+                for i, word in enumerate(self.words)
+                if word.endswith(".py") or word == "cosmos_nemo.tools.main"
+            ),
+            0,
+        )
+        return list(self.words[start + 1 :])
+
+    def __str__(self) -> str:
+        return f"{self.page}: {' '.join(self.words)[:70]}"
+
+
+def commands_in(page: str, text: str) -> Iterator[Command]:
+    """The commands of a page's bash blocks, with the variables that stand before them put in."""
+    variables: dict[str, str] = {}
+    for block in re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        for line in block.replace("\\\n", " ").split("\n"):
+            words = [Template(word).safe_substitute(variables) for word in shlex.split(line, comments=True)]
+            words = words[1:] if words[:1] == ["export"] else words
+            while words and (assigned := _ASSIGNMENT.fullmatch(words[0])):
+                variables[assigned[1]] = assigned[2]
+                words = words[1:]
+            if words:
+                yield Command(page, tuple(words))
+
+
+def code_spans(text: str) -> list[str]:
+    """What stands between single backticks outside blocks, each in one line."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    return [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", prose)]
+
+
+def read(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def inline_commands(page: str) -> Iterator[Command]:
+    """Commands with arguments in the running text, `cosmos-nemo inspect CKPT` for one."""
+    for span in code_spans(read(page)):
+        words = shlex.split(span) if "'" not in span else []
+        while words and _ASSIGNMENT.fullmatch(words[0]):
+            words = words[1:]
+        if len(words) > (2 if words[:1] == ["cosmos-nemo"] else 1) and words[0] in (
+            "cosmos-nemo",
+            "python",
+            "torchrun",
+        ):
+            yield Command(page, tuple(words))
+
+
+EVERY = [command for page in PAGES for command in (*commands_in(page, read(page)), *inline_commands(page))]
+OURS = [command for command in EVERY if command.script not in _OF_OTHERS]
+TEXT2WORLD = [command for command in OURS if command.script == "inference/text2world.py"]
+
+
+def _parser_of_script(script: str) -> argparse.ArgumentParser:
+    spec = importlib.util.spec_from_file_location(Path(script).stem, ROOT / script)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    parser = module._parser()
+    assert isinstance(parser, argparse.ArgumentParser)
+    return parser
+
+
+def _parser_of_tool(name: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"cosmos-nemo {name}")
+    importlib.import_module(f"cosmos_nemo.tools.{name.replace('-', '_')}").add_arguments(parser)
+    return parser
+
+
+DOORS: Mapping[str, Callable[[list[str]], Invocation]] = {
+    "inference/general.py": parse_general,
+    "inference/text2world.py": parse_text2world,
+}
+
+
+def understand(command: Command) -> object:
+    """What the command's own parser makes of it; SystemExit or an error if it is wrong."""
+    if command.script in DOORS:
+        invocation = DOORS[command.script](command.argv)
+        validate_setup(invocation.setup)
+        return invocation
+    if command.script == "cosmos-nemo":
+        tool, *argv = command.argv
+        assert tool in TOOLS, f"cosmos-nemo has no {tool}"
+        return _parser_of_tool(tool).parse_args(argv)
+    if command.script.startswith("download/"):
+        return _parser_of_script(command.script).parse_args(command.argv)
+    raise AssertionError(f"nobody knows what {command.script} is")
+
+
+@pytest.mark.parametrize("command", OURS, ids=str)
+def test_every_command_is_understood(command: Command) -> None:
+    assert understand(command) is not None
+
+
+def test_the_commands_are_found_at_all() -> None:
+    found = {command.script for command in OURS}
+    assert {*DOORS, "cosmos-nemo", "download/diffusion.py", "download/nemo.py"} <= found
+    assert sum(command.page == "README.md" for command in TEXT2WORLD) == 4
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "python inference/text2world.py --prompt x --num_devices 8",
+        "python inference/general.py --prompt x --offload everything",
+        "python download/diffusion.py --model_size 7B",
+        "cosmos-nemo convert A B --to zarr",
+        "cosmos-nemo physician",
+        "python inference/video2world.py --prompt x",
+        "rm -rf checkpoints",
+    ],
+)
+def test_a_wrong_command_would_be_noticed(wrong: str) -> None:
+    (command,) = commands_in("page", f"```bash\n{wrong}\n```\n")
+    with pytest.raises((SystemExit, ValueError, AssertionError)):
+        understand(command)
+
+
+def _seed(number: str, title: str) -> SeedCommand:
+    (found,) = [command for command in commands_of(number) if command.title.startswith(title)]
+    return found
+
+
+def _without_prompt(argv: tuple[str, ...] | list[str]) -> list[str]:
+    words = list(argv)
+    if "--prompt" in words:
+        words[words.index("--prompt") + 1] = "PROMPT"
+    return words
+
+
+def test_the_readme_has_the_commands_of_the_text2world_document() -> None:
+    documented = [
+        _seed("000", title) for title in ("download", "example 1", "example 2", "example 3", "example 4")
+    ]
+    shown = [
+        command
+        for command in commands_in("README.md", read("README.md"))
+        if command.script in ("download/diffusion.py", "inference/text2world.py")
+    ]
+    assert [_without_prompt(command.argv) for command in shown] == [
+        _without_prompt(command.argv) for command in documented
+    ]
+    assert [command.words[: len(seed.launcher)] for command, seed in zip(shown, documented, strict=True)] == [
+        seed.launcher for seed in documented
+    ]
+
+
+def test_the_readmes_commands_for_nemo_ask_for_what_the_nemo_document_asks() -> None:
+    shown = [
+        c.argv for c in commands_in("README.md", read("README.md")) if c.script == "inference/general.py"
+    ]
+    assert len(shown) == 2
+    for argv, title in zip(shown, ("base model", "post-trained model"), strict=True):
+        theirs, ours = (parse_general(each) for each in (_seed("004", title).argv, argv))
+        assert ours.setup.upsamples is theirs.setup.upsamples is True
+        for field in ("guidance", "seed", "subject_name", "video_path", "sampler"):
+            assert getattr(ours.request, field) == getattr(theirs.request, field)
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("readme") / "checkpoints"
+    cards = [CARDS[f"Cosmos-Predict1-{size}-Text2World"] for size in ("7B", "14B")]
+    write_standin(cards, folder, seed=0, layout="folder")
+    (folder / f"{cards[0].name}_post-trained").symlink_to(folder / cards[0].name)
+    return folder
+
+
+@pytest.mark.parametrize("command", TEXT2WORLD, ids=str)
+def test_every_text2world_command_passes_a_dry_run_with_stand_ins(
+    command: Command,
+    stand_ins: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    from cosmos_nemo.launch import run
+
+    for name in ("checkpoints", "stand-ins"):
+        (tmp_path / name).symlink_to(stand_ins)
+    (tmp_path / "assets").symlink_to(ROOT / "assets")
+    monkeypatch.chdir(tmp_path)
+    argv = [*command.argv, *(["--dry_run"] if "--dry_run" not in command.argv else [])]
+    status = run(lambda: parse_text2world(argv), environ={"COSMOS_NEMO_CACHE": ""})
+    printed = capfd.readouterr()
+    assert status == 0, printed.err
+    assert "not here" not in printed.out
+
+
+def _known_flags() -> set[str]:
+    parsers = [general._parser(), text2world._parser()]
+    parsers += [_parser_of_script(f"download/{name}.py") for name in ("diffusion", "nemo")]
+    parsers += [_parser_of_tool(name) for name in TOOLS]
+    return {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
+
+
+@pytest.mark.parametrize("page", WITH_CHANGELOG)
+def test_every_flag_that_is_named_exists(page: str) -> None:
+    known = _known_flags() | _FOREIGN_FLAGS
+    spans = " ".join(span for span in code_spans(read(page)) if not span.startswith(("pip", "docker")))
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]*", spans))
+    benchmarks = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
+    assert {flag for flag in named - known if f'"{flag}"' not in benchmarks} == set()
+
+
+@pytest.mark.parametrize("page", WITH_CHANGELOG)
+def test_every_command_of_cosmos_nemo_that_is_named_exists(page: str) -> None:
+    named = {span.split()[1] for span in code_spans(read(page)) if re.match(r"cosmos-nemo \w", span)}
+    assert named - set(TOOLS) == set()
+
+
+def _anchors(page: str) -> set[str]:
+    titles = re.findall(
+        r"^#+ (.+)$", re.sub(r"^```.*?^```", "", read(page), flags=re.DOTALL | re.MULTILINE), re.M
+    )
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", WITH_CHANGELOG)
+def test_every_link_leads_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", read(page)):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (ROOT / page).parent / path if path else ROOT / page
+        assert there.exists(), target
+        if anchor:
+            assert anchor in _anchors(there.resolve().relative_to(ROOT).as_posix()), target
+
+
+def test_every_page_is_listed() -> None:
+    index = read("docs/README.md")
+    assert [page for page in PAGES if page.startswith("docs/") and f"({Path(page).name})" not in index] == [
+        "docs/README.md"
+    ]
+
+
+def test_the_readme_names_every_model() -> None:
+    table = read("README.md").partition("## Models")[2]
+    short = {name for name in CARDS if f"`{name}`" not in table}
+    assert {name.partition("_post-trained")[2] for name in short} <= set(re.findall(r"`(-[\w-]+)`", table))
+
+
+def _figures(page: str, row: str) -> list[str]:
+    (line,) = re.findall(rf"^\| {re.escape(row)} \|(.*)\|$", read(page), re.MULTILINE)
+    return [cell.strip() for cell in line.split("|")]
+
+
+def test_the_table_of_predicted_peaks_is_what_the_code_predicts() -> None:
+    small, large = (CARDS[f"Cosmos-Predict1-{size}-Text2World"] for size in ("7B", "14B"))
+    rows = ("prompt upsampler", "+ guardrails", "+ text encoder", "+ tokenizer", "+ network")
+    for number, row in enumerate(rows):
+        expected = []
+        for card in (small, large):
+            for is_batch in (False, True):
+                expected.append(published_rows(card, is_batch=is_batch)[number][1])
+        offload = published_rows(small)[number][0]
+        expected += [host_bytes(stage_memory(card), offload) for card in (small, large)]
+        assert _figures("docs/memory.md", row) == [f"{value / GIB:.1f}" for value in expected]
+
+
+def test_the_weights_in_the_table_of_offloading_flags_are_those_of_the_code() -> None:
+    small, large = (
+        {
+            stage.name: f"{stage.weights / GIB:.1f}"
+            for stage in stage_memory(CARDS[f"Cosmos-Predict1-{size}-Text2World"])
+        }
+        for size in ("7B", "14B")
+    )
+    expected = {
+        "`--offload_prompt_upsampler`": small["upsampler"],
+        "`--offload_guardrail_models`": f"{small['text_guard']} + {small['video_guard']}",
+        "`--offload_text_encoder_model`": small["text_encoder"],
+        "`--offload_diffusion_transformer`": f"{small['denoise']} (7B), {large['denoise']} (14B)",
+        "`--offload_tokenizer`": small["tokenizer"],
+    }
+    assert {flag: _figures("docs/memory.md", flag)[-1] for flag in expected} == expected
