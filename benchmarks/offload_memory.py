@@ -29,6 +29,7 @@ from cosmos_nemo.models.common.backend import choose_backend
 from cosmos_nemo.models.face_detector.model import FaceDetector, FaceDetectorShape
 from cosmos_nemo.models.video_tokenizer.model import VideoTokenizer, build_autoencoder
 from cosmos_nemo.parallel.groups import Groups, start_alone
+from cosmos_nemo.parallel.startup import prepare_process
 from cosmos_nemo.pipelines.text2world import Text2World
 from cosmos_nemo.request import Text2WorldRequest
 from cosmos_nemo.stages.denoise import Denoise
@@ -278,6 +279,7 @@ def main() -> None:
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--json", type=Path, help="where the rows go too")
     args = parser.parse_args()
+    prepare_process()
     card = find_card(args.model)
     if not (args.folder / weights_of(card).assets_name).is_dir():
         write_network(card, args.folder, DEVICE)

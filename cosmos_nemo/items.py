@@ -4,19 +4,19 @@ import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
-
-import torch.distributed as dist
 
 from cosmos_nemo.job import Job
 from cosmos_nemo.parallel.groups import Groups
 from cosmos_nemo.parallel.rank_zero import only_rank_zero, rank_zero
+from cosmos_nemo.parallel.turns import Turns
 from cosmos_nemo.pipelines.text2world import Text2World, Video
 from cosmos_nemo.request import Text2WorldRequest
 from cosmos_nemo.sampling.samplers import OnStep
 from cosmos_nemo.stages.base import Costs, Stage
 from cosmos_nemo.stages.guardrail.outcome import Blocked
+from cosmos_nemo.stages.item_error import ItemError
 from cosmos_nemo.stages.media import write_blocked, write_video
 from cosmos_nemo.stages.records import Past, past_of
 
@@ -33,13 +33,11 @@ class Tally:
     found: int = 0
     """An earlier run had made them."""
     blocked: int = 0
+    failed: int = 0
+    """They cannot be made, for a reason of their own."""
 
-    def __add__(self, other: "Tally") -> "Tally":
-        return Tally(
-            made=self.made + other.made,
-            found=self.found + other.found,
-            blocked=self.blocked + other.blocked,
-        )
+    def with_one(self, outcome: str) -> "Tally":
+        return replace(self, **{outcome: getattr(self, outcome) + 1})
 
 
 def make_items(
@@ -50,23 +48,25 @@ def make_items(
     tell: Tell,
     on_step: Callable[[], OnStep | None],
     versions: Mapping[str, str],
+    turns: Turns,
 ) -> Tally:
-    """Makes what is still to be made, each replica its share; the tally of all replicas, on every rank.
+    """Makes what is still to be made, one by one on each replica; the tally of all replicas, on every rank.
 
     tell: gets lines for people, on the first rank of each replica. on_step: makes a progress callback for
-    one video. What a rank raises besides Blocked ends the run: what is written by then stays.
+    one video. In a batch, Blocked and ItemError are the end of one video. Whatever else a rank raises ends
+    the run: what is written by then stays.
     """
     pasts = rank_zero(lambda: _pasts(job), groups.world)
     tally = Tally()
     if groups.rank == 0:
-        tally += Tally(found=pasts.count(Past.MADE), blocked=pasts.count(Past.BLOCKED))
+        tally = Tally(found=pasts.count(Past.MADE), blocked=pasts.count(Past.BLOCKED))
         _tell_pasts(job, pasts, tell)
     open_requests = [request for request, past in zip(job.requests, pasts, strict=True) if past is Past.OPEN]
-    for request in open_requests[groups.replica_index :: job.plan.replicas]:
-        is_made = _make(job, request, pipeline, groups, tell=tell, on_step=on_step(), versions=versions)
-        if groups.replica.rank() == 0:
-            tally += Tally(made=int(is_made), blocked=int(not is_made))
-    return _sum(tally, groups)
+    for number in turns.take(len(open_requests)):
+        request = open_requests[number]
+        outcome = _make(job, request, pipeline, groups, tell=tell, on_step=on_step(), versions=versions)
+        tally = tally.with_one(outcome)
+    return Tally(**turns.totals(asdict(tally)))
 
 
 def _pasts(job: Job) -> list[Past]:
@@ -93,8 +93,8 @@ def _make(
     tell: Tell,
     on_step: OnStep | None,
     versions: Mapping[str, str],
-) -> bool:
-    """Whether the video was made; False if it was blocked."""
+) -> str:
+    """What became of the video: the name of its field in Tally."""
     before = {stage.name: replace(stage.costs) for stage in pipeline.stages}
     path = request.video_path
     try:
@@ -105,13 +105,19 @@ def _make(
         only_rank_zero(lambda: write_blocked(path, manifest=facts), groups.replica)
         if groups.replica.rank() == 0:
             tell(f"{path}: {blocked}")
-        return False
+        return "blocked"
+    except ItemError as error:
+        if not job.is_batch:
+            raise
+        if groups.replica.rank() == 0:
+            tell(f"{path} cannot be made: {error}")
+        return "failed"
     only_rank_zero(lambda: _write(job, request, video, pipeline, before, versions), groups.replica)
     if groups.replica.rank() == 0:
         for line in _cost_lines(pipeline, before):
             tell(line)
         tell(f"wrote {path}")
-    return True
+    return "made"
 
 
 def _write(
@@ -173,11 +179,3 @@ def _cost_lines(pipeline: Text2World, before: Mapping[str, Costs]) -> list[str]:
         loading = f"of which loading {facts['load_seconds']:.1f} s"
         lines.append(f"  {stage.name:<13}{facts['seconds']:8.1f} s  {loading}{peak}")
     return lines
-
-
-def _sum(tally: Tally, groups: Groups) -> Tally:
-    if groups.world.size() == 1:
-        return tally
-    tallies: list[Tally] = [Tally()] * groups.world.size()
-    dist.all_gather_object(tallies, tally, group=groups.world)
-    return sum(tallies, Tally())

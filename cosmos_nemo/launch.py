@@ -2,8 +2,7 @@
 
 Here and in the doors alone the environment is read and something is printed.
 Exit status: 0 everything written, 2 a bad request, flag or checkpoint, 3 a guardrail blocked something,
-130 interrupted, 143 terminated while
-writing, 1 anything else, a bad line of a batch file among it.
+130 interrupted, 143 terminated while writing, 1 anything else, a bad line of a batch file among it.
 """
 
 import os
@@ -18,6 +17,7 @@ from cosmos_nemo.catalog import CatalogError
 from cosmos_nemo.cli import Invocation
 from cosmos_nemo.console import set_up_logging
 from cosmos_nemo.parallel.environment import Ranks, ranks_from
+from cosmos_nemo.parallel.startup import prepare_process
 from cosmos_nemo.plan import num_ranks_taking_part
 from cosmos_nemo.request import RequestError
 
@@ -76,6 +76,7 @@ def run_ranks(
     try:
         # Only now: torch and Megatron take seconds to import, which --help and a bad flag need not wait for.
         set_up_logging(verbose=ranks.rank == 0)
+        prepare_process()
         _let_gloo_meet_itself(ranks)
         status = _in_company(asked, ranks, taking_part, lambda company: serve(asked, company, environ))
     except KeyboardInterrupt:
@@ -161,10 +162,11 @@ def _status_and_text(error: Exception, ranks: Ranks) -> tuple[int, str]:
     """A sentence for what a person can mend, a traceback for everything else."""
     from cosmos_nemo.job import PERSON_ERRORS
     from cosmos_nemo.stages.guardrail.outcome import GuardrailUnavailable
+    from cosmos_nemo.stages.item_error import ItemError
 
     if isinstance(error, PERSON_ERRORS):
         return _BAD_REQUEST, f"{type(error).__name__}: {error}"
-    if isinstance(error, GuardrailUnavailable):
+    if isinstance(error, GuardrailUnavailable | ItemError):
         return _FAILED, f"{type(error).__name__}: {error}"
     return _FAILED, f"rank {ranks.rank} failed:\n{traceback.format_exc()}"
 
@@ -186,6 +188,7 @@ def _make(job: "Job", company: "Company") -> int:
     from cosmos_nemo.job.stages import text2world
     from cosmos_nemo.parallel.groups import start
     from cosmos_nemo.parallel.rank_zero import rank_zero
+    from cosmos_nemo.parallel.turns import Turns
 
     check_same_device(company, job.device.type)
     groups = start(company.ranks, plan=job.plan, store=company.store, device=job.device)
@@ -201,13 +204,14 @@ def _make(job: "Job", company: "Company") -> int:
         tell=lambda line: print(line, flush=True),
         on_step=_progress if groups.rank == 0 else lambda: None,
         versions=versions(),
+        turns=Turns(company.store, groups),
     )
     if groups.rank == 0 and job.is_batch:
         print(
             f"{tally.made} videos made, {tally.found} were there, {tally.blocked} blocked, "
-            f"{len(job.bad_lines)} bad lines"
+            f"{tally.failed} failed, {len(job.bad_lines)} bad lines"
         )
-    return _FAILED if job.bad_lines else _BLOCKED if tally.blocked else 0
+    return _FAILED if job.bad_lines or tally.failed else _BLOCKED if tally.blocked else 0
 
 
 def check_same_device(company: "Company", device_type: str) -> None:

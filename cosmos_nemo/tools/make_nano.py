@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cosmos_nemo.parallel.startup import prepare_process
 from cosmos_nemo.request import RequestError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def _serve(args: argparse.Namespace) -> int:
         write_subject_videos(args.folder, seed=args.seed)
         print(f"{args.folder}: clips of the teal robot as .npy, their captions as .txt")
         return 0
+    prepare_process()
     import torch
 
     from cosmos_nemo.catalog import CARDS

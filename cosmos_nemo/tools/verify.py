@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cosmos_nemo.parallel.startup import prepare_process
+
 if TYPE_CHECKING:
     import torch
 
@@ -37,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints a line per output. 0: all are right; 1: some are not, or there are none; 2: bad file or flag."""
+    prepare_process()
     import torch
 
     from cosmos_nemo.checkpoint.reader import CheckpointError
