@@ -6,11 +6,13 @@ Exit status: 0 everything written, 2 a bad request, flag or checkpoint, 3 a guar
 """
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from cosmos_nemo.catalog import CatalogError
@@ -34,6 +36,8 @@ _PACKAGES = (
     "transformer-engine",
     "numpy",
 )
+_FLAG = re.compile(r"--[a-z][a-z0-9_]*")
+_THE_SAME: Mapping[str, str] = MappingProxyType({})
 _BAD_REQUEST, _BLOCKED, _FAILED, _INTERRUPTED, _TERMINATED = 2, 3, 1, 130, 143
 
 
@@ -47,9 +51,14 @@ class Asked(Protocol):
 T = TypeVar("T", bound=Asked)
 
 
-def run(parse: Callable[[], Invocation], *, environ: Mapping[str, str] = os.environ) -> int:
-    """The exit status of an inference door on this rank."""
-    return run_ranks(parse, num_ranks=_num_ranks, serve=_serve, environ=environ)
+def run(
+    parse: Callable[[], Invocation],
+    *,
+    flag_names: Mapping[str, str] = _THE_SAME,
+    environ: Mapping[str, str] = os.environ,
+) -> int:
+    """The exit status of an inference door on this rank; arguments as of run_ranks."""
+    return run_ranks(parse, num_ranks=_num_ranks, serve=_serve, flag_names=flag_names, environ=environ)
 
 
 def run_ranks(
@@ -57,28 +66,32 @@ def run_ranks(
     *,
     num_ranks: Callable[[T, int], int],
     serve: Callable[[T, "Company", Mapping[str, str]], int],
+    flag_names: Mapping[str, str] = _THE_SAME,
     environ: Mapping[str, str] = os.environ,
 ) -> int:
     """The exit status of a door or tool that runs on several ranks, on this one.
 
     `num_ranks` says how many of the started ranks take part; `serve` does the work and gives the status.
+    `flag_names`: what this door calls flags of general.py, for the errors of whatever lies below the doors.
     What can be judged from the arguments alone is judged first, by every rank for itself. The ranks meet
     before anything that one of them alone could fail at: then the others learn of it.
     """
-    ranks = ranks_from(environ)
+    ranks, complain = ranks_from(environ), Complain(flag_names)
     try:
         asked = parse()
         taking_part = num_ranks(asked, ranks.num_ranks)
     except (RequestError, CatalogError) as error:
         if ranks.rank == 0:
-            _complain(error)
+            complain(error)
         return _BAD_REQUEST
     try:
         # Only now: torch and Megatron take seconds to import, which --help and a bad flag need not wait for.
         set_up_logging(verbose=ranks.rank == 0)
         prepare_process()
         _let_gloo_meet_itself(ranks)
-        status = _in_company(asked, ranks, taking_part, lambda company: serve(asked, company, environ))
+        status = _in_company(
+            asked, ranks, taking_part, lambda company: serve(asked, company, environ), complain
+        )
     except KeyboardInterrupt:
         status = _INTERRUPTED
     if ranks.num_ranks > 1:
@@ -94,13 +107,15 @@ def _num_ranks(invocation: Invocation, started: int) -> int:
     return num_ranks_taking_part(invocation.setup, started, pretend=invocation.dry_run)
 
 
-def _in_company(asked: Asked, ranks: Ranks, num_ranks: int, serve: Callable[["Company"], int]) -> int:
+def _in_company(
+    asked: Asked, ranks: Ranks, num_ranks: int, serve: Callable[["Company"], int], complain: "Complain"
+) -> int:
     from cosmos_nemo.parallel.company import Company, open_store
 
     try:
         company = Company(ranks, open_store(ranks))
     except RuntimeError as error:
-        _complain(f"rank {ranks.rank} cannot meet the others at {ranks.address}:{ranks.port}: {error}")
+        complain(f"rank {ranks.rank} cannot meet the others at {ranks.address}:{ranks.port}: {error}")
         return _FAILED
     status = _FAILED
     try:
@@ -108,7 +123,7 @@ def _in_company(asked: Asked, ranks: Ranks, num_ranks: int, serve: Callable[["Co
             print(f"rank {ranks.rank} is idle: --num_devices leaves it out", flush=True)
             status = company.wait_for_status()
         else:
-            status = _guarded(lambda: serve(company), company, num_ranks)
+            status = _guarded(lambda: serve(company), company, num_ranks, complain)
     except RuntimeError:  # rank 0 hosts the store and is gone
         status = _FAILED
     finally:
@@ -116,7 +131,7 @@ def _in_company(asked: Asked, ranks: Ranks, num_ranks: int, serve: Callable[["Co
     return status
 
 
-def _guarded(work: Callable[[], int], company: "Company", num_ranks: int) -> int:
+def _guarded(work: Callable[[], int], company: "Company", num_ranks: int, complain: "Complain") -> int:
     """Status of `work`; a failure is shown by the first rank that has one, and reported to all.
 
     The watchdog rests while a failure is handled: another rank's must not interrupt that.
@@ -145,7 +160,7 @@ def _guarded(work: Callable[[], int], company: "Company", num_ranks: int) -> int
     except Exception as error:
         status, shown = _status_and_text(error, company.ranks)
     if _is_first_failure(company, shown, status=status):
-        _complain(shown)
+        complain(shown)
     if num_ranks == 1:
         stop()
     return status
@@ -257,7 +272,16 @@ def _let_gloo_meet_itself(ranks: Ranks) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
-def _complain(what: object) -> None:
-    text = f"{type(what).__name__}: {what}" if isinstance(what, Exception) else str(what)
-    sys.stderr.write(f"{text.rstrip()}\n")
-    sys.stderr.flush()
+@dataclass(frozen=True)
+class Complain:
+    """Tells a person what went wrong, in the names that their door has for its flags."""
+
+    flag_names: Mapping[str, str]
+
+    def __call__(self, what: object) -> None:
+        text = f"{type(what).__name__}: {what}" if isinstance(what, Exception) else str(what)
+        sys.stderr.write(f"{_FLAG.sub(self._own_name, text).rstrip()}\n")
+        sys.stderr.flush()
+
+    def _own_name(self, found: re.Match[str]) -> str:
+        return self.flag_names.get(found[0], found[0])
