@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.doors.fake_hub import CLIENT_PATIENCE
+
 ROOT = Path(__file__).parents[2]
 NO_HUB = "http://127.0.0.1:9"
 
@@ -31,7 +33,8 @@ def run_door(
     `sums` stand for the published ones; None leaves those.
     """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1", **variables}
+    patience = dict.fromkeys(("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"), str(CLIENT_PATIENCE))
+    environment |= {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1", **patience, **variables}
     environment["PYTHONPATH"] = os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(ROOT)])
     program = [sys.executable]
     if sums is not None:
@@ -44,7 +47,7 @@ def run_door(
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=60,
+        timeout=180,
     )
     assert "Traceback" not in done.stdout, done.stdout
     return done.returncode, done.stdout

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import re
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -15,6 +16,9 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 
 CLIENT_CHUNK = 10 * 2**20
 """The client writes pieces of this size, and loses what it has of a piece when a transfer breaks off."""
+
+CLIENT_PATIENCE = 60
+"""Seconds that a client waits for the hub's next bytes: the machine may be busy, but nothing else is slow."""
 
 _LARGE = (".pt", ".pth", ".jit", ".bin", ".safetensors")
 """Kept like the large files of the real hub, whose name is the SHA-256 of their content."""
@@ -121,7 +125,16 @@ class FakeHub(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body[:cut])
         if cut is not None:
-            self.close_connection = True
+            self._break_off()
+
+    def _break_off(self) -> None:
+        """Ends the body early, and waits for the client to see it: a reset would lose bytes on their way."""
+        self.connection.shutdown(socket.SHUT_WR)
+        self.connection.settimeout(CLIENT_PATIENCE)
+        with suppress(OSError):
+            while self.connection.recv(4096):
+                pass
+        self.close_connection = True
 
 
 def _etag(name: str, content: bytes) -> str:
@@ -132,12 +145,16 @@ def _git_name(content: bytes) -> str:
     return hashlib.sha1(content).hexdigest()
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 64  # the client opens one connection for each of its threads at once
+
+
 @contextmanager
 def fake_hub(repositories: dict[str, dict[str, bytes]], **moods: object) -> Iterator[tuple[str, Moods]]:
     """Yields the address for HF_ENDPOINT, and the hub's moods, which may be changed meanwhile."""
     state = Moods(**moods)
     handler = type("Handler", (FakeHub,), {"repositories": repositories, "moods": state})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = _Server(("127.0.0.1", 0), handler)
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

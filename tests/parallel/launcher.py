@@ -1,14 +1,15 @@
 """Starts a script on several CPU ranks, the way torchrun does, and collects what they say."""
 
+import functools
 import os
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from tests.parallel.fork_server import Forked, ForkServer
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +25,7 @@ class Ended:
 class Rank:
     """A running rank. It writes to files, which never fill up and can be read while it runs."""
 
-    process: "subprocess.Popen[bytes]"
+    process: Forked
     out: IO[bytes]
     err: IO[bytes]
 
@@ -40,10 +41,33 @@ class Rank:
             time.sleep(0.1)
 
 
+_PORTS = range(20_000, 30_000)
+"""Below those that a system hands out itself, which could take a port again before its ranks open it."""
+
+_RESERVED: list[socket.socket] = []
+
+
 def free_port() -> int:
+    """A TCP port of this machine that no other call gets, in this process or beside it, until it ends."""
+    start = os.getpid() * 16 % len(_PORTS)
+    for port in (*_PORTS[start:], *_PORTS[:start]):
+        if _reserve(port):
+            return port
+    raise AssertionError(f"every port of {_PORTS} is taken")
+
+
+def _reserve(port: int) -> bool:
+    """Whether the TCP port is free; the UDP port of the same number says to others that it is ours."""
+    sign = socket.socket(type=socket.SOCK_DGRAM)
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        try:
+            sign.bind(("127.0.0.1", port))
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            sign.close()
+            return False
+    _RESERVED.append(sign)
+    return True
 
 
 def clean_environment(**variables: str) -> dict[str, str]:
@@ -58,11 +82,19 @@ def clean_environment(**variables: str) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(launchers)} | ours | variables
 
 
-def start(script: Path, *args: str, environment: dict[str, str]) -> Rank:
+@functools.cache
+def _servers() -> tuple[ForkServer, ForkServer]:
+    environment = clean_environment(PYTHONHASHSEED="random")
+    return ForkServer(environment), ForkServer(environment)
+
+
+def start(script: Path, *args: str, environment: dict[str, str], server: int = 0) -> Rank:
+    """Processes of two servers differ in what differs between interpreters, such as the order of a set."""
     # Removed when the Rank is: it outlives the process.
     out, err = (tempfile.NamedTemporaryFile(prefix="rank_") for _ in range(2))  # noqa: SIM115
-    command = [sys.executable, str(script), *args]
-    return Rank(subprocess.Popen(command, env=environment, stdout=out, stderr=err), out, err)
+    environment = {**environment, "PYTHONHASHSEED": "random"}
+    process = _servers()[server].start(script, *args, environment=environment, out=out.name, err=err.name)
+    return Rank(process, out, err)
 
 
 def start_ranks(num_ranks: int, script: Path, *args: str) -> list[Rank]:
@@ -70,7 +102,12 @@ def start_ranks(num_ranks: int, script: Path, *args: str) -> list[Rank]:
     port = str(free_port())
     shared = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [
-        start(script, *args, environment=clean_environment(RANK=str(rank), LOCAL_RANK=str(rank), **shared))
+        start(
+            script,
+            *args,
+            environment=clean_environment(RANK=str(rank), LOCAL_RANK=str(rank), **shared),
+            server=rank % 2,
+        )
         for rank in range(num_ranks)
     ]
 
@@ -85,7 +122,7 @@ def start_slurm_tasks(num_ranks: int, script: Path, *args: str) -> list[Rank]:
         "MASTER_PORT": str(free_port()),
     }
     return [
-        start(script, *args, environment=clean_environment(SLURM_PROCID=str(rank), **shared))
+        start(script, *args, environment=clean_environment(SLURM_PROCID=str(rank), **shared), server=rank % 2)
         for rank in range(num_ranks)
     ]
 

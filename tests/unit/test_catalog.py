@@ -31,6 +31,17 @@ def test_an_unknown_field_of_card_json_is_refused(fields: dict[str, object]) -> 
         with_overrides(SEVEN, fields)
 
 
+@pytest.mark.parametrize(
+    "sources",
+    [{"guardrail": ""}, {"text_guard": ""}, {"weights": "someone/else"}, {}, None],
+    ids=lambda sources: str(sources),
+)
+def test_a_card_json_may_not_say_where_files_come_from_nor_drop_the_guardrails(sources: object) -> None:
+    with pytest.raises(CatalogError, match="sources cannot be changed") as caught:
+        with_overrides(SEVEN, {"num_steps": 5, "sources": sources})
+    assert "the doors' flags" in str(caught.value)
+
+
 @pytest.mark.parametrize(("card", "width"), [(SEVEN, 4096), (FOURTEEN, 5120)])
 def test_released_heads_are_128_wide_and_patches_hold_68_values(card: object, width: int) -> None:
     network = card.network  # type: ignore[attr-defined]

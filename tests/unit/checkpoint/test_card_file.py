@@ -28,6 +28,28 @@ def test_the_card_of_another_folder_above_does_not_count(tmp_path):
     assert read_card_file(tmp_path / "nemo") == {}
 
 
+def test_a_repository_may_have_its_card_in_its_nemo_folder(tmp_path):
+    (tmp_path / "nemo").mkdir()
+    write_card_file(tmp_path / "nemo", FIELDS)
+    assert read_card_file(tmp_path) == read_card_file(tmp_path / "nemo") == FIELDS
+    write_card_file(tmp_path, {"num_steps": 3})
+    assert read_card_file(tmp_path) == {"num_steps": 3}
+    assert read_card_file(tmp_path / "nemo") == FIELDS
+
+
+def test_a_card_deeper_than_the_nemo_folder_does_not_count(tmp_path):
+    (tmp_path / "nemo" / "weights").mkdir(parents=True)
+    write_card_file(tmp_path / "nemo" / "weights", FIELDS)
+    assert find_card_file(tmp_path) is None
+
+
+def test_a_file_has_the_card_beside_it_and_none_of_a_nemo_folder(tmp_path):
+    (tmp_path / "nemo").mkdir()
+    (tmp_path / "nemo" / "model.pt").touch()
+    write_card_file(tmp_path, FIELDS)
+    assert find_card_file(tmp_path / "nemo" / "model.pt") is None
+
+
 def test_no_fields_write_no_file(tmp_path):
     write_card_file(tmp_path, {})
     assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,7 @@ import torch
 
 from cosmos_nemo.catalog import CatalogError
 from cosmos_nemo.checkpoint.card_file import read_card_file
-from cosmos_nemo.checkpoint.convert import convert
+from cosmos_nemo.checkpoint.convert import WRITERS, convert
 from cosmos_nemo.checkpoint.reader import CheckpointError, open_checkpoint
 
 ADALN = "decoder.layers.1.adaLN.adaLN_modulation.2.weight"
@@ -20,7 +20,7 @@ def dense(network, tmp_path):
     return tmp_path / "dense.pt"
 
 
-@pytest.mark.parametrize("to", ["nemo", "safetensors", "diffusers"])
+@pytest.mark.parametrize("to", ["nemo", "predict1", "safetensors", "diffusers"])
 def test_any_layout_becomes_any_other_bit_for_bit(
     any_layout, tmp_path, to, network, read_network, assert_equal
 ):
@@ -38,16 +38,50 @@ def test_predict1_through_nemo_and_back_is_the_same_file(predict1, layouts, tmp_
     assert_equal({name: back.read(name) for name in back.names()}, upstream)
 
 
+def test_predict1_through_nemo_and_back_is_a_model_pt_of_the_same_names_and_numbers(
+    predict1, layouts, tmp_path, assert_equal
+):
+    convert(layouts["model.pt"], tmp_path / "nemo", to="nemo")
+    convert(tmp_path / "nemo", tmp_path / "back", to="predict1")
+    back = torch.load(tmp_path / "back" / "model.pt", weights_only=True)
+    upstream = {
+        name: tensor for name, tensor in predict1.items() if "logvar" not in name and ".seq" not in name
+    }
+    assert_equal(back, upstream)
+
+
+def test_nemo_through_model_pt_and_back_is_the_same_checkpoint_to_the_byte(layouts, tmp_path):
+    convert(layouts["torch_dist"], tmp_path / "direct", to="nemo")
+    convert(layouts["torch_dist"], tmp_path / "predict1", to="predict1")
+    convert(tmp_path / "predict1", tmp_path / "back", to="nemo")
+    direct, back = (tmp_path / name / "weights" / "__0_0.distcp" for name in ("direct", "back"))
+    assert back.read_bytes() == direct.read_bytes()
+    assert read_card_file(tmp_path / "back") == read_card_file(tmp_path / "predict1") != {}
+
+
 def test_a_dense_network_is_exact_in_nemo(dense, tmp_path, read_network, assert_equal):
     convert(dense, tmp_path / "nemo", to="nemo")
     assert_equal(read_network(tmp_path / "nemo"), read_network(dense))
 
 
-@pytest.mark.parametrize("to", ["safetensors", "diffusers"])
+@pytest.mark.parametrize("to", ["predict1", "safetensors", "diffusers"])
 def test_a_dense_network_does_not_fit_other_names_and_leaves_nothing(dense, tmp_path, to):
     with pytest.raises(CheckpointError, match="which only the NeMo layout keeps"):
         convert(dense, tmp_path / "new", to=to)
     assert list(tmp_path.iterdir()) == [dense]
+
+
+@pytest.mark.parametrize("to", WRITERS)
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_a_conversion_that_is_stopped_leaves_nothing(layouts, tmp_path, network, to, stop):
+    def stop_at_the_last(done, total):
+        assert total == len(network)
+        if done == total:
+            raise stop
+
+    with pytest.raises((KeyboardInterrupt, OSError)):
+        convert(layouts["zarr"], tmp_path / "new", to=to, on_tensor=stop_at_the_last)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_numbers_are_written_in_the_type_asked_for(layouts, tmp_path, network, read_network):

@@ -1,8 +1,11 @@
 import threading
 import time
+from types import SimpleNamespace
 
+import pytest
 import torch.distributed as dist
 
+from cosmos_nemo.parallel import company as company_module
 from cosmos_nemo.parallel.company import Company, Failure
 from cosmos_nemo.parallel.environment import Ranks
 
@@ -34,19 +37,31 @@ def test_an_idle_rank_gets_rank_zeros_status_even_after_a_failure() -> None:
 
 
 def test_rank_zero_leaves_last() -> None:
-    first, second, third = _companies(3)
-    threading.Timer(0.3, second.leave, [0]).start()
-    threading.Timer(0.6, third.leave, [0]).start()
-    started = time.monotonic()
+    first, *others = _companies(3)
+    left = []
+
+    def leave(company: Company) -> None:
+        left.append(company.ranks.rank)
+        company.leave(0)
+
+    for delay, other in enumerate(others, start=1):
+        threading.Timer(0.2 * delay, leave, [other]).start()
     first.leave(0)
-    assert 0.5 < time.monotonic() - started < 5
+    assert sorted(left) == [1, 2]
 
 
-def test_rank_zero_waits_for_nobody_where_the_launcher_hosts_the_store() -> None:
+def test_rank_zero_waits_for_nobody_where_the_launcher_hosts_the_store(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     first, _ = _companies(2, store_is_hosted=True)
-    started = time.monotonic()
+
+    def sleep(seconds: float) -> None:
+        raise AssertionError(f"waits {seconds} s")
+
+    monkeypatch.setattr(company_module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
     first.leave(0)
-    assert time.monotonic() - started < 1
+    with pytest.raises(AssertionError, match="waits"):
+        _companies(2)[0].leave(0)
 
 
 def test_ranks_compare_their_devices() -> None:

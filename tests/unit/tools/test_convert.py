@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cosmos_nemo.checkpoint.convert import convert as convert_library
 from cosmos_nemo.checkpoint.reader import open_checkpoint
 from cosmos_nemo.tools import convert
 
@@ -25,7 +26,11 @@ def run(capsys):
 
 
 @pytest.mark.parametrize(
-    ("to", "layout"), [("nemo", "torch_dist"), ("safetensors", "safetensors"), ("diffusers", "safetensors")]
+    ("to", "layout"),
+    [
+        *(("nemo", "torch_dist"), ("predict1", "torch")),
+        *(("safetensors", "safetensors"), ("diffusers", "safetensors")),
+    ],
 )
 def test_it_writes_the_layout_and_says_so(run, tmp_path, to, layout):
     status, out, error = run(ZARR, tmp_path / "new", "--to", to)
@@ -35,8 +40,9 @@ def test_it_writes_the_layout_and_says_so(run, tmp_path, to, layout):
     assert open_checkpoint(tmp_path / "new").layout == layout
 
 
-def test_the_type_can_be_chosen(run, tmp_path):
-    run(ZARR, tmp_path / "new", "--to", "nemo", "--dtype", "bf16")
+@pytest.mark.parametrize("to", ["nemo", "predict1"])
+def test_the_type_can_be_chosen(run, tmp_path, to):
+    run(ZARR, tmp_path / "new", "--to", to, "--dtype", "bf16")
     checkpoint = open_checkpoint(tmp_path / "new")
     assert {checkpoint.dtype(name) for name in checkpoint.names()} == {torch.bfloat16}
 
@@ -67,6 +73,31 @@ def test_a_target_that_cannot_be_written_is_a_sentence_and_one(run, tmp_path):
     status, _, error = run(ZARR, tmp_path / "file" / "new", "--to", "nemo")
     assert status == 1
     assert error.startswith(f"cosmos-nemo convert: {tmp_path / 'file' / 'new'} was not written: ")
+
+
+def test_a_network_that_the_layout_cannot_hold_is_a_sentence_and_two(run, tmp_path):
+    """Full post-training made the fused adaLN matrix non-zero beside its diagonal."""
+    convert_library(ZARR, tmp_path / "whole", to="nemo")
+    checkpoint = open_checkpoint(tmp_path / "whole")
+    tensors = {name: checkpoint.read(name).clone() for name in checkpoint.names()}
+    tensors["module.decoder.layers.adaLN.adaLN_modulation.2.weight"][0, 0, -1] = 1
+    torch.save(tensors, tmp_path / "dense.pt")
+    status, out, error = run(tmp_path / "dense.pt", tmp_path / "new", "--to", "predict1")
+    assert (status, out) == (2, "")
+    assert "which only the NeMo layout keeps. Convert with --to nemo" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense.pt", "whole"]
+
+
+def test_a_disk_that_fills_up_is_a_sentence_and_one_and_leaves_nothing(run, tmp_path, monkeypatch):
+    def half_a_file(_, path):
+        path.write_bytes(b"PK half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", half_a_file)
+    status, out, error = run(ZARR, tmp_path / "new", "--to", "predict1")
+    assert (status, out) == (1, "")
+    assert f"{tmp_path / 'new'} was not written: " in error and "No space left" in error
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_layout_is_refused_by_the_parser(run, tmp_path):

@@ -1,7 +1,4 @@
 import argparse
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,8 +15,8 @@ from cosmos_nemo.tools import standin
 from cosmos_nemo.tools.standin import standin_card
 from cosmos_nemo.tools.standin_network import random_network
 from cosmos_nemo.tools.standin_text import write_text_encoder
+from tests.parallel import launcher
 
-ROOT = Path(__file__).parents[3]
 SMALL, LARGE = (f"Cosmos-1.0-Diffusion-{size}-Text2World" for size in ("7B", "14B"))
 PREDICT1, NANO = "Cosmos-Predict1-7B-Text2World", "Cosmos-Nano-Text2World"
 NAMES = (SMALL, LARGE, PREDICT1, NANO)
@@ -91,13 +88,12 @@ def test_released_cards_come_in_the_released_layout_and_the_nano_in_its_own(writ
 
 @pytest.mark.parametrize("name", NAMES)
 def test_another_process_writes_the_same_bytes(name: str, written: dict[str, Path], tmp_path: Path) -> None:
-    program = (
+    script = tmp_path / "standin.py"
+    script.write_text(
         "import argparse, sys\nfrom cosmos_nemo.tools import standin\nparser = argparse.ArgumentParser()\n"
         "standin.add_arguments(parser)\nsys.exit(standin.run(parser.parse_args(sys.argv[1:])))"
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(ROOT)])}
-    command = [sys.executable, "-c", program, name, str(tmp_path / "again")]
-    subprocess.run(command, env=environment, check=True)
+    launcher.run_ranks(1, script, name, str(tmp_path / "again"))
     again, first = content(tmp_path / "again"), content(written[name])
     assert again.keys() == first.keys()
     assert [path for path in first if first[path] != again[path]] == []

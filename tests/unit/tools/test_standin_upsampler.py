@@ -1,4 +1,3 @@
-import time
 from pathlib import Path
 
 import pytest
@@ -53,10 +52,8 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(tmp_path: P
     assert {name for name in one if one[name] != three[name]} == {"model.pt"}
 
 
-def test_it_is_small_and_quickly_written(tmp_path: Path) -> None:
-    started = time.perf_counter()
+def test_it_is_small(tmp_path: Path) -> None:
     write_upsampler(tmp_path, seed=0)
-    assert time.perf_counter() - started < 2
     assert sum(map(len, contents(tmp_path).values())) < 1_000_000
 
 

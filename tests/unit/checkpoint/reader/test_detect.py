@@ -46,6 +46,29 @@ def test_weights_may_hold_the_zarr_layout_too(zarr, tmp_path):
     assert open_checkpoint(tmp_path / "epoch=0-step=9").layout == "zarr"
 
 
+@pytest.mark.parametrize("layout", ["zarr", "torch_dist", "torch_dist weights"])
+def test_a_repository_with_its_nemo_folder_is_that_checkpoint(layouts, tmp_path, layout):
+    """A torch_dist may lie in nemo/ itself or in nemo/weights/."""
+    shutil.copytree(layouts[layout], tmp_path / "repository" / "nemo")
+    (tmp_path / "repository" / "README.md").touch()
+    found = open_checkpoint(tmp_path / "repository")
+    assert found.names() == open_checkpoint(layouts[layout]).names()
+    assert found.path.is_relative_to(tmp_path / "repository" / "nemo")
+
+
+def test_a_model_pt_beside_the_nemo_folder_is_meant(layouts, tmp_path):
+    shutil.copytree(layouts["zarr"], tmp_path / "nemo")
+    torch.save({"a": torch.ones(1)}, tmp_path / "model.pt")
+    assert open_checkpoint(tmp_path).names() == ("a",)
+
+
+def test_an_unfinished_nemo_folder_is_refused_from_above_too(layouts, tmp_path):
+    shutil.copytree(layouts["zarr"], tmp_path / "nemo")
+    (tmp_path / "nemo-unfinished").touch()
+    with pytest.raises(CheckpointError, match=r"nemo was not saved to the end"):
+        open_checkpoint(tmp_path)
+
+
 def test_an_empty_weights_folder_is_named(tmp_path):
     (tmp_path / "weights").mkdir()
     with pytest.raises(CheckpointError, match=r"weights holds no checkpoint"):

@@ -4,6 +4,7 @@ import io
 import pytest
 import torch
 
+from cosmos_nemo.checkpoint.formats import network_names
 from cosmos_nemo.checkpoint.reader import CheckpointError, open_checkpoint
 
 A, B = torch.ones(2, 3), torch.zeros(4)
@@ -30,9 +31,23 @@ def test_averages_replace_what_low_rank_post_training_trained_and_nothing_else(t
     assert torch.equal(checkpoint.read("net.b"), B)
 
 
-def test_the_states_of_transformer_engine_are_passed_over(tmp_path):
-    content = {"model": {"net.a": A, "net.core._extra_state": io.BytesIO(b"state")}}
-    assert open_checkpoint(saved(tmp_path / "model.pt", content)).names() == ("net.a",)
+@pytest.mark.parametrize("state", [io.BytesIO(b"state"), None, torch.zeros(0)], ids=type)
+@pytest.mark.parametrize("wrapped", [True, False])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_the_states_of_transformer_engine_are_no_tensors_of_the_network(tmp_path, zipped, wrapped, state):
+    tensors = {"net.a": A, "net.core._extra_state": state}
+    content = {"model": tensors} if wrapped else tensors
+    path = saved(tmp_path / "model.pt", content, _use_new_zipfile_serialization=zipped)
+    checkpoint = open_checkpoint(path)
+    assert network_names(checkpoint) == ["net.a"]
+    assert torch.equal(checkpoint.read("net.a"), A)
+
+
+def test_averages_of_a_full_post_training_change_nothing(tmp_path):
+    content = {"model": {"net.a": A}, "ema": {"net-a": A + 1, "net-alora-b": B, "lora": B}}
+    checkpoint = open_checkpoint(saved(tmp_path / "model.pt", content))
+    assert checkpoint.names() == ("net.a",)
+    assert torch.equal(checkpoint.read("net.a"), A)
 
 
 def test_what_is_no_tensor_is_dropped(tmp_path):

@@ -37,7 +37,7 @@ def train(**changes: int) -> TrainedTextEncoder:
 
 @pytest.fixture(scope="module")
 def trained() -> TrainedTextEncoder:
-    return train(num_steps=260, batch_size=24)
+    return train()
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +51,14 @@ def stage(folder: Path) -> TextEncoder:
     return TextEncoder(folder=folder, text_length=LENGTH, text_dim=DIM, device=CPU, dtype=torch.float32)
 
 
-def test_the_stage_reads_of_the_texts_what_training_taught(trained: TrainedTextEncoder, folder: Path) -> None:
+@pytest.mark.slow
+def test_the_stage_reads_of_the_texts_what_training_taught(tmp_path: Path) -> None:
+    trained = train(num_steps=260, batch_size=24)
+    write_text_encoder(tmp_path, trained)
     prompt = SUBJECT_PREFIX + subject_caption("bounces", "gray")
     robots = [LabelledText(prompt, {"motion": "bounces", "ground": "gray"})]
     for texts in (unseen_texts(), robots, [LabelledText(DEFAULT_NEGATIVE_PROMPT, {})]):
-        with stage(folder) as encode:
+        with stage(tmp_path) as encode:
             accuracy = measure_accuracy(encode, texts, heads=trained.heads)
         assert accuracy.keys() == ATTRIBUTES.keys()
         assert all(value > 0.8 for value in accuracy.values()), accuracy

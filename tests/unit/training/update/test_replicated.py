@@ -110,9 +110,9 @@ def test_steps_too_small_for_bfloat16_add_up_in_the_masters() -> None:
         changed += int((shard.parameter != weight).sum())
         total += weight.numel()
     assert changed < 0.02 * total
-    for _ in range(300):
+    for _ in range(60):
         loss_of(module, seed=0).backward()
-        update.step(1e-5)
+        update.step(5e-5)
     far = sum(int((s.parameter != weight).sum()) for s, weight in zip(update.shards, shown, strict=True))
     assert far > 0.3 * total, "the small steps are lost"
 
