@@ -54,8 +54,8 @@ def _record_names(path: Path) -> list[str]:
 
 def _load(path: Path, *, mmap: bool) -> Any:
     try:
-        # Transformer Engine's _extra_state is one.
-        with torch.serialization.safe_globals([io.BytesIO]):
+        # Transformer Engine's _extra_state is a BytesIO; an empty one is pickled with `bytes` by name.
+        with torch.serialization.safe_globals([io.BytesIO, bytes]):
             return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
     except pickle.UnpicklingError as error:
         foreign = re.search(r"GLOBAL (\S+)", str(error))

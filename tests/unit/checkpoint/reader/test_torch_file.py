@@ -31,7 +31,7 @@ def test_averages_replace_what_low_rank_post_training_trained_and_nothing_else(t
     assert torch.equal(checkpoint.read("net.b"), B)
 
 
-@pytest.mark.parametrize("state", [io.BytesIO(b"state"), None, torch.zeros(0)], ids=type)
+@pytest.mark.parametrize("state", [io.BytesIO(b"state"), io.BytesIO(), None, torch.zeros(0)])
 @pytest.mark.parametrize("wrapped", [True, False])
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_the_states_of_transformer_engine_are_no_tensors_of_the_network(tmp_path, zipped, wrapped, state):
