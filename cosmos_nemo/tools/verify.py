@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         plans = [(reference, _options(args, reference)) for reference in references]
         with torch.no_grad():
             for reference, options in plans:
-                for result in compare(reference, options, only=args.only or ["*"]):
+                for result in compare(reference, options):
                     print(_line(reference, result), flush=True)
                     verdicts.add(result.verdict)
     except (ReferenceFileError, CheckpointError, FlagError) as error:
@@ -89,6 +89,7 @@ def _options(args: argparse.Namespace, reference: "Reference") -> "Options":
         backend=args.backend,
         dtype=getattr(torch, args.dtype),
         device=device,
+        only=tuple(args.only or ["*"]),
     )
 
 

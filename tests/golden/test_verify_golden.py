@@ -23,8 +23,8 @@ def outputs(path):
         return sorted(name.removeprefix("outputs.") for name in file.keys() if name.startswith("outputs."))  # noqa: SIM118
 
 
-def built(path):
-    """All but the cases of predict1_sample that need the Video2World stages."""
+def of_text2world(path):
+    """All but the cases of predict1_sample that need the video-conditioned network."""
     return [name for name in outputs(path) if not name.startswith("v2w_")]
 
 
@@ -38,18 +38,11 @@ def printed(capsys):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_output_that_is_built_matches_its_reference(path, capsys):
-    assert verify(path, *only(built(path))) == 0
+def test_every_output_matches_its_reference(path, capsys):
+    assert verify(path) == 0
     lines = printed(capsys)
-    assert sorted(lines) == built(path)
+    assert sorted(lines) == outputs(path)
     assert all(line.endswith("  ok") for line in lines.values())
-
-
-def test_without_only_what_is_not_built_is_absent_and_fails(capsys):
-    path = HERE / "predict1_sample_tiny.safetensors"
-    assert verify(path) == 1
-    absent = [name for name, line in printed(capsys).items() if "absent" in line]
-    assert absent == [name for name in outputs(path) if name not in built(path)]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +51,7 @@ def test_without_only_what_is_not_built_is_absent_and_fails(capsys):
 @pytest.mark.parametrize("name", ["predict1_dit_tiny", "predict1_sample_tiny"])
 def test_the_nemo_folders_give_the_same_numbers_as_the_weights_in_the_file(name, weights):
     path = HERE / f"{name}.safetensors"
-    assert verify(path, "--weights", HERE / weights, *only(built(path))) == 0
+    assert verify(path, "--weights", HERE / weights, *only(of_text2world(path))) == 0
 
 
 @pytest.mark.parametrize("name", ["predict1_dit_tiny", "predict1_dit_video_tiny"])
@@ -84,6 +77,26 @@ def test_a_sample_made_with_another_constant_fails(change, tmp_path, capsys):
     sample.with_suffix(".json").write_text(json.dumps(case))
     assert verify(sample, "--only", "t2w_res.final", "--only", "t2w_euler_negprompt.final") == 1
     assert [line.split()[-1] for line in printed(capsys).values()] == ["ok", "FAIL"]
+
+
+@pytest.mark.parametrize(
+    ("case", "change"),
+    [
+        ("v2w_euler", {"input_frames_guidance": True}),
+        ("v2w_euler_inputguid", {"input_frames_guidance": False}),
+        ("v2w_res_first_n_g3", {"location": "first_and_last_1"}),
+        ("v2w_res_first_and_last_1_g-1", {"location": "first_n"}),
+    ],
+)
+def test_a_sample_with_other_given_frames_fails(case, change, tmp_path, capsys):
+    for path in HERE.glob("predict1_*_tiny.*"):
+        shutil.copy(path, tmp_path)
+    sample = tmp_path / "predict1_sample_tiny.safetensors"
+    facts = json.loads(sample.with_suffix(".json").read_text())
+    facts["cases"][case] |= change
+    sample.with_suffix(".json").write_text(json.dumps(facts))
+    assert verify(sample, "--only", f"{case}.final") == 1
+    assert [line.split()[-1] for line in printed(capsys).values()] == ["FAIL"]
 
 
 def test_weights_of_another_model_exit_2_with_a_sentence(capsys):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,11 @@ class Options:
     backend: str
     dtype: torch.dtype
     device: torch.device
+    only: tuple[str, ...] = ("*",)
+    """Globs of the outputs that are asked for; a check may leave out what costs much and is not."""
+
+    def wants(self, output: str) -> bool:
+        return any(fnmatchcase(output, glob) for glob in self.only)
 
 
 CheckFunction = Callable[[Case, Tensors, Options], Outputs]

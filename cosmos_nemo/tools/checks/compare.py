@@ -1,9 +1,8 @@
 """Runs the check of one reference file and compares what it makes with what the file holds."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal
 
 import torch
@@ -29,19 +28,19 @@ class Result:
     reason: str = ""
 
 
-def compare(reference: Reference, options: Options, *, only: Sequence[str] = ("*",)) -> Iterator[Result]:
-    """One result for every output of the reference whose name a glob of `only` takes, checked or not.
+def compare(reference: Reference, options: Options) -> Iterator[Result]:
+    """One result for every output of the reference that is asked for, checked or not.
 
     A check that fails to run fails its outputs. CheckpointError if options.weights cannot be used.
     """
-    left = {name: rule for name, rule in _rules(reference, options).items() if _taken(name, only)}
+    left = {name: rule for name, rule in _rules(reference, options).items() if options.wants(name)}
     check = CHECKS.get(reference.check)
     stopped = None
     if check is not None and left:
         try:
             tensors = reference.tensors()
             for name, got in check.function(reference.case, tensors, options):
-                if _taken(name, only):
+                if options.wants(name):
                     yield _compared(name, got, tensors.get(f"outputs.{name}"), left.pop(name, None))
         except CheckpointError:
             raise
@@ -71,7 +70,3 @@ def _rules(reference: Reference, options: Options) -> dict[str, Rule]:
     if options.dtype == torch.float32 and options.device.type == "cpu":
         return {name: reference.rule_for(name) for name in reference.outputs}
     return dict.fromkeys(reference.outputs, relative_rule(options.dtype))
-
-
-def _taken(name: str, only: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, glob) for glob in only)

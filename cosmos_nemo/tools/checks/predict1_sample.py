@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cosmos_nemo.sampling.denoiser import Branch, Denoise, EdmDenoiser, branches_needed, guided
+from cosmos_nemo.sampling.given import FixedCorruption, GivenDenoiser, GivenFrames
 from cosmos_nemo.sampling.samplers import Sampler, euler_sampler, res_sampler
 from cosmos_nemo.tools.checks import Case, Options, Outputs, Tensors
 from cosmos_nemo.tools.checks.predict1_dit import network_for
@@ -15,23 +16,26 @@ _SIGMA_DATA = 0.5
 
 
 def check(case: Case, tensors: Tensors, options: Options) -> Outputs:
-    """euler_sigmas; per case without given frames: final, and states or denoiser_inputs.
-
-    Cases that condition on given frames are not made: verify reports them as absent.
-    """
+    """euler_sigmas; per case: final, and its states, of which there are three kinds."""
     samplers = {name: _sampler(one) for name, one in case["cases"].items()}
     for name, one in case["cases"].items():
         if one["sampler"] == "euler" and "outputs.euler_sigmas" in tensors:
             yield "euler_sigmas", samplers[name].schedule(case["steps"]).float()
             break
     for name, one in case["cases"].items():
-        if "condition" in one:
+        outputs = [key.removeprefix("outputs.") for key in tensors if key.startswith(f"outputs.{name}.")]
+        if not any(map(options.wants, outputs)):
             continue
         is_res = one["sampler"] == "res"
         noise = tensors["inputs.res_noise" if is_res else f"inputs.{name}_noise"].to(options.device)
         denoise = _Recorded(_denoiser(case, one, noise.shape, tensors, options))
         yield f"{name}.final", samplers[name].sample(denoise, noise, num_steps=case["steps"])
-        yield f"{name}.{'denoiser_inputs' if is_res else 'states'}", torch.cat(denoise.inputs)
+        if is_res:
+            yield f"{name}.denoiser_inputs", torch.cat(denoise.inputs)
+        elif "condition" in one:
+            yield f"{name}.net_states", torch.cat(denoise.shown)
+        else:
+            yield f"{name}.states", torch.cat(denoise.inputs)
 
 
 @dataclass
@@ -40,13 +44,16 @@ class _Recorded:
 
     denoise: Denoise
     inputs: list[Tensor] = field(default_factory=list)
+    shown: list[Tensor] = field(default_factory=list)
+    """The same with the given frames put in."""
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         self.inputs.append(x)
         return self.denoise(x, sigma)
 
     def given(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.denoise.given(x, sigma)
+        self.shown.append(self.denoise.given(x, sigma))
+        return self.shown[-1]
 
 
 def _sampler(one: Case) -> Sampler:
@@ -54,16 +61,15 @@ def _sampler(one: Case) -> Sampler:
     return res_sampler(one["solver"], **levels) if one["sampler"] == "res" else euler_sampler(**levels)
 
 
-def _denoiser(
-    case: Case, one: Case, latent_shape: torch.Size, tensors: Tensors, options: Options
-) -> EdmDenoiser:
+def _denoiser(case: Case, one: Case, latent_shape: torch.Size, tensors: Tensors, options: Options) -> Denoise:
     weights = options.folder / case["weights_from"][one["weights"]]
     network = network_for(read_case(weights)["config"], weights=options.weights or weights, options=options)
     _, _, T, H, W = latent_shape
     positions = network.positions((T, H, W), fps=float(tensors["inputs.fps"][0]))
     padding_mask_B1HW = tensors["inputs.padding_mask"].to(options.device)
-    texts = [
-        network.encode_text(_text_BLD(branch, one, tensors).to(options.device))
+    frames = _given_frames(case, one, tensors, options) if "condition" in one else None
+    branches = [
+        (network.encode_text(_text_BLD(branch, one, tensors).to(options.device)), _mask(frames, one, branch))
         for branch in branches_needed(one["guidance"])
     ]
 
@@ -76,15 +82,37 @@ def _denoiser(
                 text=text,
                 positions=positions,
                 padding_mask_B1HW=padding_mask_B1HW,
+                given_mask_B1THW=mask_B1THW,
             )
-            for text in texts
+            for text, mask_B1THW in branches
         ]
         if len(outputs) == 1:
             return outputs[0]
         cond, uncond = outputs
         return guided(cond, uncond, one["guidance"])
 
-    return EdmDenoiser(predict, _SIGMA_DATA)
+    denoiser = EdmDenoiser(predict, _SIGMA_DATA)
+    return denoiser if frames is None else GivenDenoiser(denoiser, frames, _SIGMA_DATA)
+
+
+def _given_frames(case: Case, one: Case, tensors: Tensors, options: Options) -> GivenFrames:
+    latent_BCTHW = tensors[one["condition"]].to(options.device)
+    is_given_T = torch.zeros(latent_BCTHW.shape[2], dtype=torch.bool, device=options.device)
+    is_given_T[: case["num_condition_latents"]] = True
+    if one["location"] == "first_and_last_1":
+        is_given_T[-1] = True
+    elif one["location"] != "first_n":
+        raise ValueError(f"location {one['location']!r} is neither 'first_n' nor 'first_and_last_1'.")
+    noise = tensors["inputs.augment_noise"].to(options.device)
+    corruption = FixedCorruption(noise, case["condition_augment_sigma"])
+    return GivenFrames(latent_BCTHW, is_given_T, corruption)
+
+
+def _mask(frames: GivenFrames | None, one: Case, branch: Branch) -> Tensor | None:
+    if frames is None:
+        return None
+    hidden = branch == "uncond" and one.get("input_frames_guidance", False)
+    return torch.zeros_like(frames.mask_B1THW) if hidden else frames.mask_B1THW
 
 
 def _text_BLD(branch: Branch, one: Case, tensors: Tensors) -> Tensor:

@@ -388,7 +388,8 @@ class FakeNetwork:
     def modulate(self, timesteps_B):
         return timesteps_B
 
-    def __call__(self, x, *, modulation, text, positions, padding_mask_B1HW):
+    def __call__(self, x, *, modulation, text, positions, padding_mask_B1HW, given_mask_B1THW):
+        assert given_mask_B1THW is None
         assert positions == ((2, 4, 6), 12.0)
         assert padding_mask_B1HW.shape == (1, 1, 32, 48)
         return x * modulation.reshape(-1, 1, 1, 1, 1) + text
