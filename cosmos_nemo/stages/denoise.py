@@ -1,5 +1,6 @@
 """The diffusion network as a stage: from noise and text to a latent, over all ranks of the plan."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,10 +18,27 @@ from cosmos_nemo.models.cosmos1_dit.spec import build_network
 from cosmos_nemo.parallel.groups import Groups
 from cosmos_nemo.parallel.rank_zero import everywhere
 from cosmos_nemo.request import Text2WorldRequest, latent_shape
+from cosmos_nemo.sampling.denoiser import Denoise as Denoiser
 from cosmos_nemo.sampling.denoiser import EdmDenoiser, branches_needed, guided
+from cosmos_nemo.sampling.given import DrawnCorruption, FixedCorruption, GivenDenoiser, GivenFrames
 from cosmos_nemo.sampling.noise import draw_noise
 from cosmos_nemo.sampling.samplers import SAMPLERS, OnStep
 from cosmos_nemo.stages.base import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """Latent frames that a sample must contain."""
+
+    latent_BCTHW: Tensor
+    """Normalised, as a tokenizer makes it; the frames one after the other."""
+    places: tuple[int, ...]
+    """Where in the sample they stand: one latent frame number for each."""
+    noise_level: float = 0.001
+    """Sigma of the noise under which the network sees them."""
+    draws_noise: bool = False
+    """Other noise, of a level as in training, for every call of the denoiser, as the WorldInterpolator was
+    released. noise_level has no effect then."""
 
 
 class Denoise(Stage):
@@ -56,24 +74,44 @@ class Denoise(Stage):
         prompt_BLD: Tensor,
         negative_BLD: Tensor,
         *,
+        condition: Condition | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """The normalised latent [1, C, T, H, W], float32. Text embeddings: [1, L, D], zeros for "no text"."""
+        """The normalised latent [1, C, T, H, W], float32. Text embeddings: [1, L, D], zeros for "no text".
+
+        condition: for a network that was trained to go on from given frames, and only for it.
+        """
         network = self.module
         assert isinstance(network, Cosmos1DiT)
         shape = latent_shape(request, self.card)
         noise = draw_noise(shape, seed=request.seed).to(self.device)
+        frames = None if condition is None else self._given(condition, noise, seed=request.seed)
         predict = _GuidedNetwork(
             network,
             groups=self.groups,
             guidance=request.guidance,
             text={"cond": prompt_BLD, "uncond": negative_BLD},
             positions=network.positions(shape[2:], fps=request.fps),
+            given_mask_B1THW=None if frames is None else frames.mask_B1THW,
         )
+        sigma_data = self.card.sigma_data
+        denoiser: Denoiser = EdmDenoiser(predict, sigma_data)
+        if frames is not None:
+            denoiser = GivenDenoiser(denoiser, frames, sigma_data)
         sampler = SAMPLERS[request.sampler]
-        denoiser = EdmDenoiser(predict, self.card.sigma_data)
-        x0 = sampler.sample(denoiser, noise, num_steps=request.num_steps, on_step=on_step)
-        return x0 / self.card.sigma_data
+        return sampler.sample(denoiser, noise, num_steps=request.num_steps, on_step=on_step) / sigma_data
+
+    def _given(self, condition: Condition, noise: Tensor, *, seed: int) -> GivenFrames:
+        """The frames at their places, with the noise that the sample itself starts from, as upstream."""
+        places = list(condition.places)
+        latent = torch.zeros_like(noise)
+        latent[:, :, places] = self.card.sigma_data * condition.latent_BCTHW.to(noise)
+        is_given_T = torch.zeros(noise.shape[2], dtype=torch.bool, device=noise.device)
+        is_given_T[places] = True
+        if condition.draws_noise:
+            drawn = DrawnCorruption(noise.shape, torch.Generator().manual_seed(seed))
+            return GivenFrames(latent, is_given_T, drawn)
+        return GivenFrames(latent, is_given_T, FixedCorruption(noise, condition.noise_level))
 
     def _build(self) -> Cosmos1DiT:
         checkpoint = open_network(self.checkpoint)
@@ -108,8 +146,10 @@ class _GuidedNetwork:
         guidance: float,
         text: dict[str, Tensor],
         positions: Positions,
+        given_mask_B1THW: Tensor | None,
     ) -> None:
         self.network, self.groups, self.guidance, self.positions = network, groups, guidance, positions
+        self.given_mask_B1THW = given_mask_B1THW
         branches = branches_needed(guidance)
         self.halved = len(branches) == 2 and groups.plan.cfg == 2
         mine = branches[groups.cfg_rank : groups.cfg_rank + 1] if self.halved else branches
@@ -118,7 +158,13 @@ class _GuidedNetwork:
     def __call__(self, x_BCTHW: Tensor, c_noise: Tensor) -> Tensor:
         modulation = self.network.modulate(c_noise.reshape(1))
         outputs = [
-            self.network(x_BCTHW, modulation=modulation, text=text, positions=self.positions)
+            self.network(
+                x_BCTHW,
+                modulation=modulation,
+                text=text,
+                positions=self.positions,
+                given_mask_B1THW=self.given_mask_B1THW,
+            )
             for text in self.text
         ]
         if self.halved:

@@ -17,7 +17,7 @@ from cosmos_nemo.plan import Plan
 from cosmos_nemo.request import Text2WorldRequest
 from cosmos_nemo.sampling.noise import draw_noise
 from cosmos_nemo.stages.base import Parked
-from cosmos_nemo.stages.denoise import Denoise
+from cosmos_nemo.stages.denoise import Condition, Denoise
 from tests.fakes import CPU, TINY, FakeGroup, Threads, tiny_network
 
 NEMO = Path(__file__).parents[2] / "golden" / "nemo_text_torch_dist"
@@ -249,3 +249,59 @@ def test_two_halves_of_the_ranks_make_the_latent_of_one_with_one_call_a_step_eac
         assert latent is not None
         assert torch.equal(latent, wanted)
     assert sorted(calls.count(thread.ident or 0) for thread in started) == [3, 3]
+
+
+def conditioned() -> Denoise:
+    """A lively stage whose network has a channel for the given frames."""
+    shape = replace(TINY, takes_given_mask=True)
+    made = stage(card=replace(CARD, network=shape))
+    made.module, made._resident = tiny_network(shape, seed=5), True
+    return made
+
+
+GIVEN = torch.linspace(-2, 2, 2 * 16 * 8 * 6).view(1, 16, 2, 8, 6)
+
+
+@pytest.mark.parametrize("draws_noise", [False, True])
+@pytest.mark.parametrize("places", [(0, 1), (0, 2)])
+def test_given_frames_come_back_where_they_belong_and_decide_the_rest(
+    texts: tuple[Tensor, Tensor], places: tuple[int, ...], draws_noise: bool
+) -> None:
+    made = conditioned()
+
+    def latent(given: Tensor) -> Tensor:
+        condition = Condition(latent_BCTHW=given, places=places, draws_noise=draws_noise)
+        return made(REQUEST, *texts, condition=condition)
+
+    first = latent(GIVEN)
+    torch.testing.assert_close(first[:, :, list(places)], GIVEN)
+    [free] = {0, 1, 2} - set(places)
+    assert (latent(-GIVEN)[:, :, free] - first[:, :, free]).abs().max() > 1e-2
+    assert torch.equal(latent(GIVEN), first)
+
+
+def test_the_network_is_told_which_frames_are_given(texts: tuple[Tensor, Tensor]) -> None:
+    made, masks = conditioned(), []
+    network_of(made).register_forward_pre_hook(
+        lambda _, __, options: masks.append(options["given_mask_B1THW"]), with_kwargs=True
+    )
+    made(REQUEST, *texts, condition=Condition(latent_BCTHW=GIVEN, places=(0, 2)))
+    assert {tuple(mask[0, 0, :, 3, 3].tolist()) for mask in masks} == {(1.0, 0.0, 1.0)}
+    assert all(mask.shape == (1, 1, *LATENT[2:]) for mask in masks)
+
+
+def test_the_noise_on_given_frames_is_of_the_level_asked_for(texts: tuple[Tensor, Tensor]) -> None:
+    made, shown = conditioned(), []
+    network_of(made).register_forward_pre_hook(lambda _, args: shown.append(args[0]))
+
+    def first_shown(level: float) -> Tensor:
+        shown.clear()
+        condition = Condition(latent_BCTHW=GIVEN, places=(0, 1), noise_level=level)
+        made(REQUEST, *texts, condition=condition)
+        return shown[0][:, :, :2]
+
+    # c_in times what c_in(level) / c_in scales: the network sees c_in(level) (z + level eps).
+    noise = draw_noise(LATENT, seed=3)[:, :, :2]
+    for level in (0.001, 0.2):
+        wanted = (0.5 * GIVEN + level * noise) / (level**2 + 0.25) ** 0.5
+        torch.testing.assert_close(first_shown(level), wanted, rtol=1e-4, atol=1e-4)
