@@ -56,9 +56,9 @@ class Tokenizer(Stage):
             load_into(modules, checkpoint=checkpoint, rules=rules)
         return VideoTokenizer(autoencoder, **statistics).to(self.device)
 
-    def encode(self, video_BCTHW: Tensor) -> Tensor:
-        """The normalised latent, float32 on the stage's device, of a video -1..1."""
-        return self._tokenizer.encode(video_BCTHW.to(self.device))
+    def encode(self, video_BCTHW: Tensor, *, as_image: bool | None = None) -> Tensor:
+        """The normalised latent, float32 on the stage's device, of a video -1..1; see VideoTokenizer.encode."""
+        return self._tokenizer.encode(video_BCTHW.to(self.device), as_image=as_image)
 
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
         """Frames uint8 0..255 [T, H, W, 3] on the CPU of a normalised latent in a batch of one.

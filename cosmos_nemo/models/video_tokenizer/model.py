@@ -111,13 +111,18 @@ class VideoTokenizer(nn.Module):
         return self.autoencoder.dtype
 
     @torch.no_grad()
-    def encode(self, video_BCTHW: Tensor) -> Tensor:
-        """The normalised latent, float32, of a video -1..1. ValueError for sizes that do not fit."""
+    def encode(self, video_BCTHW: Tensor, *, as_image: bool | None = None) -> Tensor:
+        """The normalised latent, float32, of a video -1..1. ValueError for sizes that do not fit.
+
+        as_image: which statistics a clip of one frame gets, an image's or those of a video's first frame;
+        None takes an image's. Frames that follow change nothing in a latent, so that the beginning of a
+        video can be encoded alone.
+        """
         if self.autoencoder.encoder is None:
             raise ValueError("this tokenizer was built without its encoder: build it with parts=('encoder',)")
         self._check_video(video_BCTHW)
         latent = encode(self.autoencoder, video_BCTHW)
-        mean_CT11, std_CT11 = self._statistics(latent.shape[2])
+        mean_CT11, std_CT11 = self._statistics(latent.shape[2], as_image=as_image)
         return (latent.float() - mean_CT11) / std_CT11
 
     def decode(self, latent_BCTHW: Tensor, *, frames_per_piece: int = FRAMES_PER_PIECE) -> Tensor:
@@ -141,9 +146,10 @@ class VideoTokenizer(nn.Module):
         latent_BCTHW = (latent_BCTHW.float() * std_CT11 + mean_CT11).to(self.dtype)
         return decode_pieces(self.autoencoder, latent_BCTHW, frames_per_piece=frames_per_piece)
 
-    def _statistics(self, num_frames: int) -> tuple[Tensor, Tensor]:
+    def _statistics(self, num_frames: int, *, as_image: bool | None = None) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation [C, T, 1, 1] of a latent with `num_frames` frames."""
-        if num_frames == 1 and self.image_mean_C is not None and self.image_std_C is not None:
+        is_image = num_frames == 1 and as_image is not False
+        if is_image and self.image_mean_C is not None and self.image_std_C is not None:
             return self.image_mean_C[:, None, None, None], self.image_std_C[:, None, None, None]
         return self.mean_CT[:, :num_frames, None, None], self.std_CT[:, :num_frames, None, None]
 

@@ -178,3 +178,15 @@ def test_levels_are_truncated_and_what_is_outside_is_clamped(dtype: torch.dtype)
     rounded_up = 255 if dtype == torch.bfloat16 else 254
     assert frames[1, 0, :, 2].tolist() == [0, 0, 127, rounded_up, 255, 255]
     assert torch.equal(video, kept)
+
+
+@pytest.mark.parametrize("frames", [1, 9, 17])
+def test_frames_that_follow_change_nothing_in_the_latent_of_a_beginning(
+    frames: int, tiny: TokenizerShape, ours: Build, statistics: dict[str, Tensor]
+) -> None:
+    image = {"image_mean_C": torch.full((16,), 3.0), "image_std_C": torch.full((16,), 2.0)}
+    tokenizer, whole = VideoTokenizer(ours(tiny), **statistics, **image), video_of(33)
+    latent = tokenizer.encode(whole[:, :, :frames], as_image=False)
+    torch.testing.assert_close(latent, tokenizer.encode(whole)[:, :, : 1 + frames // 8])
+    whole[:, :, frames:] = 0
+    torch.testing.assert_close(latent, tokenizer.encode(whole)[:, :, : 1 + frames // 8])
