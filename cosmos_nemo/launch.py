@@ -178,10 +178,11 @@ def _status_and_text(error: Exception, ranks: Ranks) -> tuple[int, str]:
     from cosmos_nemo.job import PERSON_ERRORS
     from cosmos_nemo.stages.guardrail.outcome import GuardrailUnavailable
     from cosmos_nemo.stages.item_error import ItemError
+    from cosmos_nemo.stages.prompt_upsampler import UpsamplerError
 
     if isinstance(error, PERSON_ERRORS):
         return _BAD_REQUEST, f"{type(error).__name__}: {error}"
-    if isinstance(error, GuardrailUnavailable | ItemError):
+    if isinstance(error, GuardrailUnavailable | ItemError | UpsamplerError):
         return _FAILED, f"{type(error).__name__}: {error}"
     return _FAILED, f"rank {ranks.rank} failed:\n{traceback.format_exc()}"
 

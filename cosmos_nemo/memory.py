@@ -1,8 +1,9 @@
 """What making one video will need of GPU 0 and of the host, told before anything is allocated.
 
 Weights are counted from the card's sizes, in bfloat16 as on a GPU. Work is what a stage needs beside its
-weights; the constants below say which of it was measured and which is estimated from sizes. Everything is for
-rank 0, which has the text stages and the guards that the other ranks lack.
+weights; the constants below say which of it was measured and which is estimated from sizes. GPU 0 is
+rank 0's, which has the text stages, the tokenizer and the guards that the other ranks lack; the host's memory
+is what all ranks together park.
 Memory is in bytes, heights and widths in pixels of the video.
 """
 
@@ -27,13 +28,15 @@ _DECODE_GIB_PER_LATENT_FRAME = 0.425
 _MIDDLE_GIB_PER_LATENT_FRAME = 0.0925
 _COPIES_OF_SCORES = 3.8
 """Of the middle block's spatial attention, which has no kernel that does without the table of scores."""
+# Measured there with guardrails and upsampler: the highest of these stages' own peaks less their weights.
+_LANGUAGE_WORK = GIB // 4
+"""Keys, values, logits and activations of a language model with at most a thousand tokens: 0.2 GiB of the
+upsampler, 0.1 of Llama Guard."""
+_VIDEO_GUARD_WORK = 33 * GIB // 10
+"""The face detector's, on 16 frames of 1280 x 704 in float32."""
 # Estimated from sizes, not measured.
 _WIDTHS_SPLIT_BY_TENSOR_PARALLEL = 8.0
 """Of _WIDTHS: the four-fold width of the MLP, before and after its activation."""
-_LANGUAGE_WORK = GIB
-"""Keys, values, logits and activations of a language model with at most a thousand tokens."""
-_VIDEO_GUARD_WORK = 4 * GIB
-"""The face detector's, on 16 frames of 1280 x 704 in float32."""
 DEVICE_OVERHEAD = 3 * GIB // 2
 """Of a GPU's memory, what tensors never get: CUDA's context, libraries, holes between allocations."""
 
@@ -93,7 +96,7 @@ class Prediction:
     peak: int
     """Of GPU 0, in tensors; the GPU needs DEVICE_OVERHEAD more."""
     host: int
-    """Of pinned memory, for the parked copies."""
+    """Of pinned memory, for the parked copies of all ranks together."""
 
 
 def predict(
@@ -110,7 +113,7 @@ def predict(
     upsamples: bool = True,
     text_encoder_itemsize: int = _BFLOAT16,
 ) -> Prediction:
-    """Peak and host memory; arguments as of `stage_memory` and `peak`."""
+    """Peak and host memory; arguments as of `stage_memory`, `peak` and `host_bytes`."""
     stages = stage_memory(
         card,
         height=height,
@@ -122,7 +125,11 @@ def predict(
         upsamples=upsamples,
         text_encoder_itemsize=text_encoder_itemsize,
     )
-    return Prediction(stages, peak(stages, offload=offload, is_batch=is_batch), host_bytes(stages, offload))
+    return Prediction(
+        stages,
+        peak=peak(stages, offload=offload, is_batch=is_batch),
+        host=host_bytes(stages, offload, plan=plan),
+    )
 
 
 def stage_memory(
@@ -139,8 +146,8 @@ def stage_memory(
 ) -> tuple[StageMemory, ...]:
     """The stages that run, in the order of their first use. Sizes that are None are the card's.
 
-    num_branches: network calls a step, 2 with guidance. A card without guardrails, or without an upsampler,
-    has none whatever the arguments say.
+    num_branches: network calls a step, 2 with guidance. guardrails, upsamples: whether they run, be they the
+    card's or a person's own; guards are taken to be as large as the released ones.
     """
     height, width = height or card.video.height, width or card.video.width
     num_frames = num_frames or card.video.num_frames
@@ -151,10 +158,10 @@ def stage_memory(
         "denoise": _denoise(card.network, latent, plan=plan or Plan(), num_branches=num_branches),
         "tokenizer": _tokenizer(card, latent),
     }
-    if guardrails and card.sources.guardrail:
+    if guardrails:
         stages["text_guard"] = StageMemory("text_guard", _LLAMA_GUARD * _BFLOAT16, _LANGUAGE_WORK)
         stages["video_guard"] = _video_guard(latent)
-    if upsamples and card.sources.upsampler:
+    if upsamples:
         weights = language_parameters(card.upsampler) * _BFLOAT16
         stages["upsampler"] = StageMemory("upsampler", weights, _LANGUAGE_WORK)
     return tuple(stages[name] for name in dict.fromkeys(ORDER) if name in stages)
@@ -177,9 +184,17 @@ def peak(stages: tuple[StageMemory, ...], *, offload: frozenset[str], is_batch: 
     return most
 
 
-def host_bytes(stages: tuple[StageMemory, ...], offload: frozenset[str]) -> int:
-    """Of the host copies of all parked stages."""
-    return sum(stage.weights for stage in stages if stage.is_in(offload))
+def host_bytes(stages: tuple[StageMemory, ...], offload: frozenset[str], *, plan: Plan | None = None) -> int:
+    """Of the host copies of all parked stages of all ranks.
+
+    Each rank has its network, or its part of it; the other stages are those of each replica's first rank.
+    """
+    plan = plan or Plan()
+    return sum(
+        stage.weights * (plan.num_ranks if stage.name == "denoise" else plan.replicas)
+        for stage in stages
+        if stage.is_in(offload)
+    )
 
 
 def published_rows(card: ModelCard, *, is_batch: bool = False) -> tuple[tuple[frozenset[str], int], ...]:

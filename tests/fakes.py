@@ -15,6 +15,7 @@ from cosmos_nemo.parallel.groups import start_alone
 from cosmos_nemo.sampling.samplers import OnStep
 from cosmos_nemo.stages.base import Stage
 from cosmos_nemo.stages.guardrail.outcome import Blocked
+from cosmos_nemo.stages.parked import RESERVE
 
 TINY = DiTShape(
     num_layers=2,
@@ -77,11 +78,11 @@ def tiny_network(shape: DiTShape = TINY, *, seed: int = 0, dtype: torch.dtype = 
 class RecordedStage(Stage):
     """A stage of one small module that writes `name.enter`, `.build`, `.call` and `.exit` into a journal.
 
-    It is parked as every stage is, and can only be called while it is resident.
+    And `.prefetch`. It is parked as every stage is, and can only be called while it is resident.
     """
 
     def __init__(self, name: str, journal: list[str], *, offload: bool = True, fails: bool = False) -> None:
-        super().__init__(device=CPU, offload=offload)
+        super().__init__(device=CPU, offload=offload, prefetches=True)
         self.name, self.journal, self.fails = name, journal, fails  # type: ignore[misc]
 
     @property
@@ -91,6 +92,10 @@ class RecordedStage(Stage):
     def build(self) -> nn.Module:
         self.journal.append(f"{self.name}.build")
         return nn.Linear(2, 2)
+
+    def prefetch(self, *, reserve: int = RESERVE) -> None:
+        self.journal.append(f"{self.name}.prefetch")
+        super().prefetch(reserve=reserve)
 
     def __enter__(self) -> Self:
         self.journal.append(f"{self.name}.enter")

@@ -4,6 +4,7 @@ from cosmos_nemo.job.job import Job
 from cosmos_nemo.memory import predict
 from cosmos_nemo.request import OFFLOADABLE, latent_shape
 from cosmos_nemo.sampling.samplers import SAMPLERS
+from cosmos_nemo.stages.records import past_lines, past_of
 
 _NAMES = {
     "weights": "network",
@@ -37,12 +38,12 @@ def describe(job: Job) -> str:
     for name in job.needs:
         path = job.files.found().get(name)
         lines.append(f"{_NAMES[name]}: {path or 'not here; a run would look for it on the hub'}")
-    return "\n".join([*lines, *_memory(job), *remarks(job)])
+    return "\n".join([*lines, *_memory(job), *_past(job), *remarks(job)])
 
 
 def _memory(job: Job) -> list[str]:
-    """Of GPU 0 and of its host, whether or not this machine has a GPU."""
-    request, setup = job.request, job.setup
+    """Of GPU 0 and of the host, whether or not this machine has a GPU."""
+    request, setup, num_ranks = job.request, job.setup, job.plan.num_ranks
     predicted = predict(
         job.card,
         offload=setup.offload,
@@ -58,11 +59,20 @@ def _memory(job: Job) -> list[str]:
     )
     parts = [f"{stage.name} {_gib(stage.weights)} + {_gib(stage.work)}" for stage in predicted.stages]
     offloaded = ", ".join(name for name in OFFLOADABLE if name in setup.offload) or "nothing"
+    whose = f", all {num_ranks} ranks together," if num_ranks > 1 else ""
     return [
         f"predicted on GPUs, in GiB: {_gib(predicted.peak)} at the peak of GPU 0, {_gib(predicted.host)} of "
-        f"host memory for what is offloaded ({offloaded})",
+        f"host memory{whose} for what is offloaded ({offloaded})",
         f"weights + work of each: {', '.join(parts)}",
     ]
+
+
+def _past(job: Job) -> list[str]:
+    """Of a batch whose models are all here: what a video is made of tells whether it is there already."""
+    if not job.is_batch or any(name not in job.files.found() for name in job.needs):
+        return []
+    pasts = [past_of(request.video_path, job.item_of(request)) for request in job.requests]
+    return past_lines(pasts, job.request.video_path.parent)
 
 
 def _gib(num_bytes: int) -> str:

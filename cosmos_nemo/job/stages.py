@@ -5,6 +5,7 @@ import torch
 from cosmos_nemo.job.job import Job
 from cosmos_nemo.parallel.groups import Groups
 from cosmos_nemo.pipelines.text2world import Text2World
+from cosmos_nemo.request import OFFLOADABLE
 from cosmos_nemo.stages.denoise import Denoise
 from cosmos_nemo.stages.guardrail import WORD_LISTS
 from cosmos_nemo.stages.guardrail.text_guard import TextGuard
@@ -65,7 +66,6 @@ def text_encoder_stage(job: Job, groups: Groups) -> TextEncoder:
         device=job.device,
         dtype=job.text_encoder_dtype,
         offload="text_encoder" in job.setup.offload,
-        prefetches=not job.setup.offloads_everything,
         group=groups.replica,
         cache=TextCache(job.text_cache) if job.text_cache is not None else None,
     )
@@ -82,7 +82,7 @@ def denoise_stage(job: Job, groups: Groups) -> Denoise:
         dtype=job.dtype,
         rope_dtype=getattr(torch, job.setup.rope_dtype),
         offload="denoise" in job.setup.offload,
-        prefetches=not job.setup.offloads_everything,
+        prefetches=_prefetches(job),
     )
 
 
@@ -94,7 +94,7 @@ def tokenizer_stage(job: Job) -> Tokenizer:
         device=job.device,
         dtype=job.dtype,
         offload="tokenizer" in job.setup.offload,
-        prefetches=not job.setup.offloads_everything,
+        prefetches=_prefetches(job),
         parts=("decoder",),
     )
 
@@ -107,4 +107,15 @@ def video_guard_stage(job: Job) -> VideoGuard | Skip:
         folder=job.files.guardrail,
         device=job.device,
         offload="guardrails" in job.setup.offload,
+        prefetches=_prefetches(job),
     )
+
+
+def _prefetches(job: Job) -> bool:
+    """Not where everything that runs is offloaded: there one model at a time is to be on the device."""
+    runs = set(OFFLOADABLE)
+    if not job.has_guardrails:
+        runs.remove("guardrails")
+    if not job.setup.upsamples:
+        runs.remove("prompt_upsampler")
+    return not runs <= job.setup.offload

@@ -36,6 +36,8 @@ class Text2World:
     """One video per call; every rank of `ranks` calls it with the same request.
 
     Prompt models, tokenizer and guards run on the first of the ranks; what they raise reaches all.
+    While a stage works, the next is prefetched if it is sure to be needed: a prompt may be blocked or long
+    enough, and its embedding may be in the cache.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class Text2World:
         return tuple(stage for stage in order if isinstance(stage, Stage))
 
     def __call__(self, request: Text2WorldRequest, *, on_step: OnStep | None = None) -> Video | None:
-        """The video, on the first rank. Blocked or GuardrailUnavailable, on all, as a guard finds."""
+        """The video, on the first rank; what a stage raises, Blocked or ItemError for one, on all."""
         try:
             return self._make(request, on_step=on_step)
         except BaseException:
@@ -90,6 +92,7 @@ class Text2World:
 
     def _show(self, latent_BCTHW: Tensor, prompt: str, fps: int) -> Video:
         with self.tokenizer as tokenizer:
+            self.video_guard.prefetch()
             frames_THWC = tokenizer.decode(latent_BCTHW)
         with self.video_guard as clean:
             cleaned_THWC = clean(frames_THWC)

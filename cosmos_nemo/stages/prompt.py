@@ -11,7 +11,8 @@ def prepare_prompt(
 ) -> str:
     """The text that the video is made of: judged, made longer, given its subject, and judged again.
 
-    Blocked or GuardrailUnavailable as the guard finds. The released scripts do not judge the subject.
+    Blocked, ItemError or GuardrailUnavailable as the guard finds, ItemError or UpsamplerError as the
+    upsampler does. The released scripts do not judge the subject.
     """
     with text_guard as judge:
         judge(request.prompt)

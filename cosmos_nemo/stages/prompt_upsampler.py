@@ -13,6 +13,7 @@ from cosmos_nemo.catalog import LanguageShape
 from cosmos_nemo.checkpoint.language_names import language_rules
 from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError, open_checkpoint
 from cosmos_nemo.stages.base import Stage
+from cosmos_nemo.stages.item_error import ItemError
 from cosmos_nemo.stages.language_model import answer_tokens, build_mistral
 from cosmos_nemo.stages.upsampled_text import clean_answer
 
@@ -31,14 +32,14 @@ _TOKENIZER = "tokenizer.json"
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 
 
-class UpsamplerError(RuntimeError):
-    """The upsampler gave no usable answer; the message says how to go on without it."""
+_WITHOUT = (
+    "take the prompt as it is written: pass --disable_prompt_upsampler, "
+    "or leave --enable_prompt_upsampler out"
+)
 
-    def __init__(self, folder: Path, reason: str) -> None:
-        super().__init__(
-            f"The prompt upsampler {folder} {reason}. Check its files, or take the prompt as it is written: "
-            "pass --disable_prompt_upsampler, or leave --enable_prompt_upsampler out."
-        )
+
+class UpsamplerError(RuntimeError):
+    """The upsampler can answer no prompt at all. A sentence for people, with how to go on without it."""
 
 
 class PromptUpsampler(Stage):
@@ -68,8 +69,8 @@ class PromptUpsampler(Stage):
     def __call__(self, prompt: str) -> str:
         """The long prompt, in one line; `prompt` itself if it has more than `word_limit` words.
 
-        So too, with a warning, if it leaves no room for an answer. UpsamplerError if the answer is empty or
-        the logits are not finite.
+        So too, with a warning, if it leaves no room for an answer. ItemError if the answer is empty,
+        UpsamplerError if the logits are not finite.
         """
         if len(prompt.split()) > self.word_limit:
             return prompt
@@ -121,7 +122,10 @@ class PromptUpsampler(Stage):
                 seed=self.seed,
             )
         except FloatingPointError as error:
-            raise UpsamplerError(self.folder, f"cannot answer: its {error}") from error
+            raise UpsamplerError(
+                f"The prompt upsampler {self.folder} cannot answer: its {error}. "
+                f"Check its files, or {_WITHOUT}."
+            ) from error
         if drawn[-1] != end:
             logger.warning("The upsampled prompt is cut: it has not ended after %d tokens.", room)
         return str(self._tokenizer.decode(drawn, skip_special_tokens=True))
@@ -129,7 +133,10 @@ class PromptUpsampler(Stage):
     def _cleaned(self, answer: str) -> str:
         long_prompt = clean_answer(answer)
         if not long_prompt:
-            raise UpsamplerError(self.folder, f"answered with no text (but {answer!r})")
+            raise ItemError(
+                f"The prompt upsampler {self.folder} answered with no text (but {answer!r}). "
+                f"Change the prompt, or {_WITHOUT}."
+            )
         return long_prompt
 
     @cached_property

@@ -41,12 +41,11 @@ class TextEncoder(Stage):
         device: torch.device,
         dtype: torch.dtype = torch.bfloat16,
         offload: bool = False,
-        prefetches: bool = False,
         group: ProcessGroup | None = None,
         cache: TextCache | None = None,
     ) -> None:
         """folder: config.json, tokenizer and weights as transformers has them; group None: one process."""
-        super().__init__(device=device, offload=offload, prefetches=prefetches)
+        super().__init__(device=device, offload=offload)
         self.folder, self.dtype = folder, dtype
         self.text_length, self.text_dim = text_length, text_dim
         self.group, self.cache = group, cache

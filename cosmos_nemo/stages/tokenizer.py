@@ -57,7 +57,7 @@ class Tokenizer(Stage):
         return VideoTokenizer(autoencoder, **statistics).to(self.device)
 
     def encode(self, video_BCTHW: Tensor, *, as_image: bool | None = None) -> Tensor:
-        """The normalised latent, float32 on the stage's device, of a video -1..1; see VideoTokenizer.encode."""
+        """The normalised latent, float32 on the device, of a video -1..1; see VideoTokenizer.encode."""
         return self._tokenizer.encode(video_BCTHW.to(self.device), as_image=as_image)
 
     def decode(self, latent_BCTHW: Tensor) -> Tensor:

@@ -161,13 +161,19 @@ def _alike(cards: Sequence[ModelCard]) -> list[list[ModelCard]]:
     """Cards that need the same memory for the same video, together."""
     groups: dict[object, list[ModelCard]] = {}
     for card in cards:
-        groups.setdefault((card.video, stage_memory(card)), []).append(card)
+        groups.setdefault((card.video, _stages(card)), []).append(card)
     return list(groups.values())
+
+
+def _stages(card: ModelCard) -> tuple[StageMemory, ...]:
+    """With everything that the card comes with."""
+    sources = card.sources
+    return stage_memory(card, guardrails=bool(sources.guardrail), upsamples=bool(sources.upsampler))
 
 
 def _memory_lines(machine: Machine, group: Sequence[ModelCard]) -> Iterator[str]:
     card, video = group[0], group[0].video
-    stages = stage_memory(card)
+    stages = _stages(card)
     for each in group:
         yield f"{each.name}, {_time(machine, each)}"
     title, names = f"{video.num_frames} frames of {video.width} x {video.height}", _offload_names(stages)
@@ -208,7 +214,7 @@ def _objection(machine: Machine, card: ModelCard, offload: frozenset[str]) -> st
         return "packages are broken"
     if not machine.gpus:
         return "" if _is_small(card) else "needs a GPU"
-    stages = stage_memory(card)
+    stages = _stages(card)
     if peak(stages, offload=offload, is_batch=True) + DEVICE_OVERHEAD > machine.gpus[0].memory:
         return "does not fit"
     if machine.host_memory is not None and host_bytes(stages, offload) > machine.host_memory:

@@ -169,6 +169,23 @@ def test_the_peaks_measured_with_every_stage_offloaded_are_predicted() -> None:
     assert peak(stages, offload=THREE, is_batch=True) / GIB == pytest.approx(20.3, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("card", "measured"),
+    [(SMALL, (44.5, 29.5, 23.0, 23.0, 23.0)), (LARGE, (59.5, 44.6, 35.5, 35.5, 35.5))],
+    ids=["7B", "14B"],
+)
+def test_the_peaks_measured_of_the_published_rows_are_predicted(
+    card: ModelCard, measured: tuple[float, ...]
+) -> None:
+    predicted = [peak / GIB for _, peak in published_rows(card)]
+    assert predicted == pytest.approx(measured, rel=0.005)
+
+
+def test_the_peaks_measured_of_guards_and_upsampler_are_predicted() -> None:
+    found = [alone(stage(SMALL, name)) for name in ("text_guard", "upsampler", "video_guard")]
+    assert found == pytest.approx([15.1, 23.0, 5.0], rel=0.01)
+
+
 @pytest.mark.parametrize(("plan", "measured"), [(Plan(cp=2), 27.2), (Plan(cfg=2), 29.1)])
 def test_the_peaks_measured_on_two_gpus_are_predicted(plan: Plan, measured: float) -> None:
     stages = stage_memory(SMALL, plan=plan, guardrails=False, upsamples=False)
@@ -215,7 +232,7 @@ def test_a_float32_text_encoder_takes_twice_the_memory() -> None:
     assert (whole.weights, whole.work) == (2 * half.weights, 2 * half.work)
 
 
-def test_stages_that_are_off_or_that_the_card_lacks_take_nothing() -> None:
+def test_stages_that_are_off_take_nothing_and_those_of_flags_what_the_released_ones_do() -> None:
     assert [each.name for each in stage_memory(SMALL)] == list(dict.fromkeys(ORDER))
     core = ["text_encoder", "denoise", "tokenizer"]
     assert [each.name for each in stage_memory(SMALL, guardrails=False)] == ["upsampler", *core]
@@ -224,7 +241,12 @@ def test_stages_that_are_off_or_that_the_card_lacks_take_nothing() -> None:
         *core,
         "video_guard",
     ]
-    assert [each.name for each in stage_memory(NANO)] == core
+    assert [each.name for each in stage_memory(NANO, guardrails=False, upsamples=False)] == core
+    given = {each.name: each for each in stage_memory(NANO, guardrails=True, upsamples=False)}
+    assert list(given) == ["text_guard", *core, "video_guard"]
+    assert given["text_guard"] == stage(SMALL, "text_guard")
+    upsampler = replace(NANO, upsampler=LanguageShape(num_layers=1))
+    assert 0 < stage(upsampler, "upsampler").weights < stage(SMALL, "upsampler").weights
 
 
 def made(**sizes: tuple[int, int]) -> tuple[StageMemory, ...]:
@@ -266,6 +288,26 @@ def test_a_parked_guard_judges_the_longer_prompt_beside_the_upsampler() -> None:
     assert peak(two, offload=frozenset({"guardrails", "prompt_upsampler"}), is_batch=False) == 202
 
 
+def test_every_rank_parks_its_network_and_the_first_of_each_replica_the_rest() -> None:
+    tokenizer_and_network = frozenset({"tokenizer", "denoise"})
+    for plan, host in (
+        (Plan(), 4 + 40),
+        (Plan(cp=4), 4 + 4 * 40),
+        (Plan(cfg=2, tp=2), 4 + 4 * 40),
+        (Plan(replicas=2), 2 * 4 + 2 * 40),
+        (Plan(replicas=2, cfg=2, cp=2), 2 * 4 + 8 * 40),
+    ):
+        assert host_bytes(STAGES, tokenizer_and_network, plan=plan) == host
+        assert host_bytes(STAGES, EVERYTHING, plan=plan) == plan.replicas * 361 + plan.num_ranks * 40
+
+
+def test_the_parts_of_a_split_network_take_far_less_of_the_host_than_copies() -> None:
+    network = frozenset({"denoise"})
+    whole, split = (predict(SMALL, offload=network, plan=Plan(tp=tp)).host for tp in (1, 4))
+    assert whole < split < 1.5 * whole
+    assert predict(SMALL, offload=network, plan=Plan(cp=4)).host == 4 * whole
+
+
 def test_the_host_holds_the_parked_weights_and_guardrails_are_both_guards() -> None:
     assert host_bytes(STAGES, NOTHING) == 0
     assert host_bytes(STAGES, frozenset({"guardrails"})) == 107
@@ -295,11 +337,12 @@ def test_each_published_row_needs_no_more_than_the_one_before(card: ModelCard, i
 
 
 def test_a_prediction_is_made_of_the_same_parts() -> None:
-    options = {"height": 352, "num_frames": 57, "plan": Plan(cp=2), "guardrails": False}
+    plan = Plan(cp=2)
+    options = {"height": 352, "num_frames": 57, "plan": plan, "guardrails": False}
     found = predict(SMALL, offload=THREE, is_batch=True, **options)
     assert found.stages == stage_memory(SMALL, **options)
     assert found.peak == peak(found.stages, offload=THREE, is_batch=True)
-    assert found.host == host_bytes(found.stages, THREE)
+    assert found.host == host_bytes(found.stages, THREE, plan=plan)
 
 
 def test_the_tokenizers_channels_count() -> None:

@@ -1,7 +1,7 @@
 """What a guardrail may say. Four outcomes: passed, changed (faces blurred), blocked, unavailable.
 
 Passed and changed are values that the guards return; the other two are raised, so that no caller can take
-them for a pass.
+them for a pass. So is ItemError, of a prompt that a working guard cannot judge.
 """
 
 
@@ -18,4 +18,4 @@ class Blocked(Exception):
 
 
 class GuardrailUnavailable(Exception):
-    """A guard could not judge: it failed, or its answer makes no sense. Never counts as a pass."""
+    """A guard failed, and would fail on the next prompt or video too. Never counts as a pass."""

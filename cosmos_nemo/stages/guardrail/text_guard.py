@@ -19,6 +19,8 @@ from cosmos_nemo.stages.guardrail.text_guard_folder import (
 )
 from cosmos_nemo.stages.guardrail.text_verdict import CATEGORIES, hazards_in
 from cosmos_nemo.stages.guardrail.word_lists import WordLists
+from cosmos_nemo.stages.item_error import ItemError
+from cosmos_nemo.stages.language_model import refuse_not_finite
 
 _MAX_ANSWER_TOKENS = 100
 _LLAMA_GUARD = "Llama Guard"
@@ -54,12 +56,12 @@ class TextGuard(Stage):
     def __call__(self, text: str) -> str:
         """`text`, unchanged, if it is safe (spec/predict1-diffusion.md, 7.4).
 
-        Blocked if a guard finds it unsafe; GuardrailUnavailable if one failed, whatever the reason, or if
-        the model's answer is neither.
+        Blocked if a guard finds it unsafe; ItemError if it is too long to be judged, or if the model's
+        answer is neither; GuardrailUnavailable if a guard failed, whatever the reason.
         """
         try:
             self._judge(text)
-        except Blocked:
+        except (Blocked, ItemError):
             raise
         except Exception as error:
             raise GuardrailUnavailable(
@@ -111,16 +113,16 @@ class TextGuard(Stage):
         tokens = self._tokenizer(question, add_special_tokens=False, return_tensors="pt").input_ids
         limit = LlamaConfig.from_pretrained(self.folder, local_files_only=True).max_position_embeddings
         if tokens.shape[1] + _MAX_ANSWER_TOKENS > limit:
-            raise ValueError(
-                f"the prompt makes a question of {tokens.shape[1]} tokens, of which Llama Guard can read "
+            raise ItemError(
+                f"The prompt makes a question of {tokens.shape[1]} tokens, of which Llama Guard can read "
                 f"{limit - _MAX_ANSWER_TOKENS}. Shorten it."
             )
         return tokens.to(self.device)
 
     @torch.no_grad()
     def _answer(self, tokens: Tensor) -> str:
-        """The likeliest answer, without drawing random numbers."""
-        from transformers import GenerationConfig
+        """The likeliest answer, without drawing random numbers; FloatingPointError if none is likeliest."""
+        from transformers import GenerationConfig, LogitsProcessorList
 
         model: Any = self.module
         ends = end_tokens(self.folder, self._tokenizer)
@@ -128,7 +130,11 @@ class TextGuard(Stage):
             do_sample=False, max_new_tokens=_MAX_ANSWER_TOKENS, eos_token_id=ends, pad_token_id=ends[0]
         )
         model.generation_config = how  # or what this leaves open would come from the model's own settings
-        answered = model.generate(tokens, attention_mask=torch.ones_like(tokens))
+        answered = model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            logits_processor=LogitsProcessorList([refuse_not_finite]),
+        )
         return self._tokenizer.decode(answered[0, tokens.shape[1] :], skip_special_tokens=True)
 
     @cached_property

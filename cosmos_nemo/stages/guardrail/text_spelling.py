@@ -30,6 +30,8 @@ class Word:
     written: str
     form: str
     gap: str
+    is_apart: bool
+    """White space stands before it."""
 
     @property
     def bare(self) -> str:
@@ -42,8 +44,8 @@ class Spellings:
     What counts as a spelling is up to better_profanity: its table of signs, and its limit on the words that
     are read as one. But it takes "a desk in the hall" for "deskin", and "ball" for "bail" with another i.
     Here a spelling other than the list's own does not count where the text is plain English as it stands:
-    each word is everyday English or a number and, if words had to be read as one, a function word is among
-    them ("desk in", but not "blood bath").
+    each word is everyday English or a number and, if words had to be read as one, white space is between all
+    of them and a function word among them ("desk in", but neither "desk-in" nor "blood bath").
     """
 
     def __init__(self, entries: Iterable[str], *, whitelist: Collection[str], wordnet: WordNet) -> None:
@@ -94,15 +96,21 @@ class Spellings:
         return all(word.bare in self._whitelist or word.form in self._whitelist for word in run)
 
     def _is_plain(self, run: list[Word], *, is_fused: bool) -> bool:
-        if is_fused and not any(word.written in _FUNCTION or word.written.isdigit() for word in run):
-            return False
-        return all(self._is_everyday(word.written) for word in run)
+        if all(word.written.isdigit() for word in run):
+            return True  # one number, however its digits are grouped: 4.55
+        return all(self._is_everyday(word.written) for word in run) and not (is_fused and _is_joined(run))
 
     def _is_everyday(self, word: str) -> bool:
         if word in _FUNCTION or word.isdigit():
             return True
         # Single letters are in WordNet too, but stand alone in no sentence.
         return not word.strip(QUOTES) or (len(word) > 1 and self._wordnet.is_common(word))
+
+
+def _is_joined(run: list[Word]) -> bool:
+    """Whether the words do not simply follow each other in a sentence."""
+    holds_together = any(word.written in _FUNCTION or word.written.isdigit() for word in run)
+    return not holds_together or not all(word.is_apart for word in run[1:])
 
 
 def _joined(run: list[Word], part: Callable[[Word], str]) -> str:

@@ -1,18 +1,25 @@
 """The word lists of the released guardrail: what a prompt may not say, whatever it means."""
 
 import re
-import unicodedata
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from cosmos_nemo.checkpoint.reader import CheckpointError
+from cosmos_nemo.stages.guardrail.text_letters import plain_letters, without_accents
 from cosmos_nemo.stages.guardrail.text_spelling import Spellings, Word
 from cosmos_nemo.stages.guardrail.text_wordnet import WordNet
 
 _AS_THE_LIBRARY = re.compile(r"[A-Za-z0-9@$*\"']+")
 """The words of better_profanity, to which quotes and stars belong."""
-_WITHOUT_QUOTES = re.compile(r"[A-Za-z0-9@$]+(?:\*+[A-Za-z0-9@$]+)*|(?<=[A-Za-z])'[A-Za-z]{1,2}\b")
+_WITHOUT_QUOTES = re.compile(
+    r"[A-Za-z0-9@$]+(?:\*+[A-Za-z0-9@$]+)*|(?<=[A-Za-z])'(?:s|d|m|t|ll|re|ve)\b", re.IGNORECASE
+)
 """Quotes and emphasis fall away. Not that of a contraction: "it's hit" must not be read as it, s, hit."""
+_FOREIGN = "\x1a"
+"""In the place of characters that are not ASCII: a gap like any other, but no white space."""
+_GAP = re.compile(r"[\x00-\x20\x7f]+")
+_WHITE_SPACE = re.compile(r"[ \t\n\v\f\r]")
 
 
 class WordLists:
@@ -25,7 +32,7 @@ class WordLists:
     1 - 1 / (2 length + 1), which is below that: only equal text passes, and that is found as it is.
 
     Stricter than the released code: words in "quotes", in *emphasis* and at a sentence's start are found too,
-    as are letters with accents, full-width letters and words with invisible characters inside. More lenient:
+    as are words in letters that only look like English ones (text_letters.py). More lenient:
     an empty line in exact_match would block every prompt and is skipped; everyday words that happen to spell
     an entry when read as one, or with another letter, do not count (Spellings); a word of the whitelist stays
     allowed when its singular is an entry; better_profanity's own list never stands in for an empty one (it
@@ -74,7 +81,7 @@ class WordLists:
                 written, entry = match
                 reading = "" if written == entry else f" (as '{entry}')"
                 return f"'{written}'{reading} is on the custom list"
-        text = _normalized(text)
+        text = _normalized(_GAP.sub(" ", text))
         for entry in self._exact:
             if entry in text and re.search(rf"(?<!\w){re.escape(entry)}(?!\w)", text):
                 return f"'{entry}' is on the exact_match list"
@@ -84,25 +91,24 @@ class WordLists:
         yield _words(text, _AS_THE_LIBRARY)
         words = _words(text, _WITHOUT_QUOTES)
         yield words
-        yield [Word(word.written, self._wordnet.noun_lemma(word.form), word.gap) for word in words]
+        yield [replace(word, form=self._wordnet.noun_lemma(word.form)) for word in words]
 
 
 def _readings(text: str) -> Iterable[str]:
-    """ASCII forms of a text: other characters as spaces, and as the plain letters that they look like."""
-    return dict.fromkeys(re.sub(r"[^\x00-\x7F]+", " ", reading) for reading in (text, _plain_letters(text)))
+    """ASCII forms of a text: other characters as gaps, and as the plain letters that they look like."""
+    return dict.fromkeys(map(_ascii, (text, plain_letters(text))))
 
 
-def _plain_letters(text: str) -> str:
-    """Without accents and invisible characters, full-width letters as ASCII; other scripts as they are."""
-    decomposed = unicodedata.normalize("NFKD", text)
-    return "".join(letter for letter in decomposed if unicodedata.category(letter) not in ("Mn", "Cf"))
+def _ascii(text: str) -> str:
+    return "".join(c if c.isascii() else " " if c.isspace() else _FOREIGN for c in text)
 
 
 def _words(text: str, pattern: re.Pattern[str]) -> list[Word]:
     words, end = [], 0
     for match in pattern.finditer(text):
-        gap = re.sub(r"\s+", " ", text[end : match.start()])
-        words.append(Word(match[0].lower(), match[0].lower(), gap))
+        between, word = text[end : match.start()], match[0].lower()
+        is_apart = _WHITE_SPACE.search(between) is not None
+        words.append(Word(word, word, gap=_GAP.sub(" ", between), is_apart=is_apart))
         end = match.end()
     return words
 
@@ -120,7 +126,7 @@ def _read_list(folder: Path) -> list[str]:
         raise CheckpointError(f"{folder} is missing: download the guardrail again.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"A word list in {folder} cannot be read: {error}") from error
-    entries = [entry for entry in map(_plain_letters, lines) if entry.strip() and entry.isascii()]
+    entries = [entry for entry in map(without_accents, lines) if entry.strip() and entry.isascii()]
     if not entries:
         raise CheckpointError(f"{folder} holds no words: download the guardrail again.")
     return entries

@@ -7,6 +7,7 @@ import torch
 from cosmos_nemo.pipelines.text2world import Text2World
 from cosmos_nemo.request import Text2WorldRequest
 from cosmos_nemo.stages.guardrail.outcome import Blocked
+from cosmos_nemo.stages.parked import Parked
 from cosmos_nemo.stages.skip import Skip
 from tests.fakes import (
     FakeGroup,
@@ -18,6 +19,7 @@ from tests.fakes import (
     RecordedUpsampler,
     RecordedVideoGuard,
 )
+from tests.unit.stages.test_parked import FakeTransfer
 
 REQUEST = Text2WorldRequest(prompt="a cat", negative_prompt="bad", fps=12, video_path=Path("a.mp4"))
 STAGES = ("text_guard", "upsampler", "text_encoder", "denoise", "tokenizer", "video_guard")
@@ -56,14 +58,19 @@ class Made:
 
 PLAIN = ("text_guard", "upsampler", "video_guard")
 """What is off for a pipeline of text encoder, network and tokenizer alone."""
+PREFETCHED = {"text_encoder": "denoise", "denoise": "tokenizer", "tokenizer": "video_guard"}
+"""Stage -> the one that is brought back while it works."""
 
 
-def events(uses: tuple[str, ...], *, build: bool) -> list[str]:
+def events(uses: tuple[str, ...], *, build: bool, off: tuple[str, ...] = ()) -> list[str]:
     found, built = [], set[str]()
     for stage in uses:
         is_new = build and stage not in built
         built.add(stage)
-        found += [f"{stage}.{event}" for event in ("enter", *["build"] * is_new, "call", "exit")]
+        found += [f"{stage}.{event}" for event in ("enter", *["build"] * is_new)]
+        if (following := PREFETCHED.get(stage)) is not None and following not in off:
+            found.append(f"{following}.prefetch")
+        found += [f"{stage}.{event}" for event in ("call", "exit")]
     return found
 
 
@@ -104,10 +111,37 @@ def test_a_stage_that_raises_is_left_and_parked_and_the_next_is_never_entered(fa
     assert not any(stage.holds_weights for stage in made.stages)
 
 
+@pytest.mark.parametrize(("works", "following"), PREFETCHED.items())
+def test_what_was_prefetched_for_a_stage_that_raises_is_dropped(works: str, following: str) -> None:
+    made = Made()
+    made.by_name[following].parked = Parked(FakeTransfer())
+    made.pipeline(REQUEST)
+    arriving: list[bool] = []
+
+    def fail() -> None:
+        arriving.append(made.by_name[following].parked.is_arriving)
+        raise KeyError("inside")
+
+    made.by_name[works].called = fail
+    with pytest.raises(KeyError, match="inside"):
+        made.pipeline(REQUEST)
+    assert arriving == [True]
+    assert not made.by_name[following].parked.is_arriving
+
+
+@pytest.mark.parametrize("following", PREFETCHED.values())
+def test_a_prefetched_stage_is_copied_once(following: str) -> None:
+    made, transfer = Made(), FakeTransfer()
+    made.by_name[following].parked = Parked(transfer)
+    for _ in range(2):
+        made.pipeline(REQUEST)
+    assert transfer.journal == ["host", "released", "start", "wait", "released"]
+
+
 def test_what_is_turned_off_is_never_entered() -> None:
     made = Made(off=PLAIN)
     video = made.pipeline(REQUEST)
-    assert made.journal == events(("text_encoder", "denoise", "tokenizer"), build=True)
+    assert made.journal == events(("text_encoder", "denoise", "tokenizer"), build=True, off=PLAIN)
     assert video is not None and video.prompt == "a cat"
     assert [stage.name for stage in made.pipeline.stages] == ["text_encoder", "denoise", "tokenizer"]
 

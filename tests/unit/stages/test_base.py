@@ -215,6 +215,24 @@ def test_a_stage_whose_copy_finds_no_memory_can_be_entered_later() -> None:
         assert same(stage.weights(), wanted)
 
 
+@pytest.mark.parametrize("prefetched", [True, False])
+def test_a_stage_is_parked_if_the_device_fails_on_entering(
+    prefetched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Journalled()
+    wanted = parked_once(stage)
+    if prefetched:
+        stage.prefetch()
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_synchronize", lambda: (_ for _ in ()).throw(RuntimeError("device")))
+        with pytest.raises(RuntimeError, match="device"), stage:
+            raise AssertionError("entered")
+    assert {weight.numel() for weight in stage.weights()} == {0}
+    assert not stage.parked.is_arriving
+    with stage:
+        assert same(stage.weights(), wanted)
+
+
 def test_a_stage_is_parked_even_if_the_device_fails_on_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Journalled()
     with pytest.raises(RuntimeError, match="device"), stage:

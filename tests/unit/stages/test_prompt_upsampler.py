@@ -1,5 +1,6 @@
 import json
 import logging
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 
 from cosmos_nemo.checkpoint.language_names import language_rules
 from cosmos_nemo.checkpoint.reader import CheckpointError, open_checkpoint
+from cosmos_nemo.stages.item_error import ItemError
 from cosmos_nemo.stages.prompt_upsampler import PromptUpsampler, UpsamplerError, check_upsampler
 from cosmos_nemo.tools.standin_upsampler import NANO_UPSAMPLER, write_upsampler
 
@@ -82,6 +84,29 @@ def test_a_tokenizer_without_a_chat_template_has_the_same_turn(folder: Path) -> 
     assert stage._tokenizer.chat_template is None
     assert stage._chat_tokens(PROMPT) == expected
     check_upsampler(folder, NANO_UPSAMPLER)
+
+
+def test_tokens_are_made_as_the_file_says_where_transformers_would_correct_a_mistral(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It takes large vocabularies beside an old config.json for faulty, and changes how text is cut."""
+    from transformers import PreTrainedTokenizerFast
+
+    prompt = "The robot R2D2 of 1984"
+    expected = upsampler(folder)._chat_tokens(prompt)
+    vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary["model"]["vocab"] += [[f"filler{i}", -99.0] for i in range(100_000)]
+    (folder / "tokenizer.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "config.json").write_text('{"model_type": "mistral", "transformers_version": "4.50.0"}')
+    library = logging.getLogger("transformers")
+    library.addHandler(caplog.handler)
+    try:
+        assert upsampler(folder)._chat_tokens(prompt) == expected
+        assert "regex" not in caplog.text
+        PreTrainedTokenizerFast.from_pretrained(folder)
+        assert "regex" in caplog.text
+    finally:
+        library.removeHandler(caplog.handler)
 
 
 def test_entering_reads_no_weights_and_the_first_prompt_does(released: Path) -> None:
@@ -183,7 +208,7 @@ def test_the_same_prompt_makes_the_same_text_and_no_global_random_state_moves(re
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_an_empty_answer_is_an_error_that_says_how_to_go_on(folder: Path) -> None:
+def test_an_empty_answer_is_an_error_of_this_prompt_alone_that_says_how_to_go_on(folder: Path) -> None:
     tensors = torch.load(folder / "model.pt")
     turn_end = upsampler(folder)._tokenizer.convert_tokens_to_ids("[/INST]")
     tensors["output.weight"].zero_()
@@ -191,19 +216,28 @@ def test_an_empty_answer_is_an_error_that_says_how_to_go_on(folder: Path) -> Non
     torch.save(tensors, folder / "model.pt")
     with (
         upsampler(folder) as upsample,
-        pytest.raises(UpsamplerError, match=r"no text.*--disable_prompt_upsampler"),
+        pytest.raises(ItemError, match=r"no text.*--disable_prompt_upsampler") as caught,
     ):
         upsample(PROMPT)
-    assert issubclass(UpsamplerError, RuntimeError)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+    assert survives(caught.value)
 
 
-def test_logits_that_are_not_finite_are_an_error_that_names_the_folder(folder: Path) -> None:
+def survives(error: Exception) -> bool:
+    """As itself, the way to the other ranks."""
+    copy = pickle.loads(pickle.dumps(error))
+    return type(copy) is type(error) and str(copy) == str(error)
+
+
+def test_logits_that_are_not_finite_are_an_error_of_every_prompt_that_names_the_folder(folder: Path) -> None:
     edit_weights(folder, norm=float("nan"))
     with (
         upsampler(folder) as upsample,
-        pytest.raises(UpsamplerError, match=rf"{folder} cannot answer: its logits are NaN"),
+        pytest.raises(UpsamplerError, match=rf"{folder} cannot answer: its logits are NaN") as caught,
     ):
         upsample(PROMPT)
+    assert not isinstance(caught.value, ItemError)
+    assert "\n" not in str(caught.value) and survives(caught.value)
 
 
 def test_a_tokenizer_of_another_model_is_an_error_before_the_weights(released: Path) -> None:

@@ -113,6 +113,13 @@ def test_of_two_boxes_around_one_face_the_more_certain_is_kept() -> None:
     assert found((10.5, 10.5, 60.5, 60.5, 0.8), (12.5, 12.5, 62.5, 62.5, 0.9)) == [[12, 12, 62, 62]]
 
 
+@pytest.mark.parametrize(("shift", "count"), [(19, 1), (21, 1), (22, 2), (25, 2)])
+def test_boxes_that_share_more_than_40_percent_are_one_face(shift: int, count: int) -> None:
+    """Of 51 columns, both corner pixels counted: shares of 0.457, 0.417, 0.397 and 0.342."""
+    first, second = (10.5, 10.5, 60.5, 60.5, 0.9), (10.5 + shift, 10.5, 60.5 + shift, 60.5, 0.8)
+    assert len(found(first, second)) == count
+
+
 def test_two_faces_that_touch_are_both_kept_most_certain_first() -> None:
     assert found((10.5, 10.5, 60.5, 60.5, 0.8), (50.5, 10.5, 100.5, 60.5, 0.9)) == [
         [50, 10, 100, 60],

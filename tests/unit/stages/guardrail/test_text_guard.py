@@ -13,6 +13,7 @@ from cosmos_nemo.stages.guardrail import text_guard
 from cosmos_nemo.stages.guardrail.outcome import Blocked, GuardrailUnavailable
 from cosmos_nemo.stages.guardrail.text_guard import TextGuard, check_text_guard
 from cosmos_nemo.stages.guardrail.text_verdict import CATEGORIES, hazards_in
+from cosmos_nemo.stages.item_error import ItemError
 from cosmos_nemo.tools.standin_text_guard import write_llama_guard, write_word_lists
 
 SAFE = "A robot cooks  in a kitchen.\n"
@@ -100,12 +101,9 @@ def test_entering_reads_nothing(tmp_path: Path) -> None:
         assert guard.builds == 0
 
 
-@pytest.mark.parametrize("damage", ["random", "nan", "lists", "tokenizer", "weights", "everything"])
+@pytest.mark.parametrize("damage", ["nan", "lists", "tokenizer", "weights", "everything"])
 def test_a_guard_that_cannot_judge_is_unavailable(damage: str, word_lists: Path, folder: Path) -> None:
-    if damage == "random":
-        draw = torch.Generator().manual_seed(0)
-        edit_weights(folder, lambda all: [part.normal_(generator=draw) for part in all.values()])
-    elif damage == "nan":
+    if damage == "nan":
         edit_weights(folder, lambda all: all["model.norm.weight"].fill_(float("nan")))
     elif damage == "lists":
         shutil.rmtree(word_lists / "exact_match")
@@ -118,6 +116,19 @@ def test_a_guard_that_cannot_judge_is_unavailable(damage: str, word_lists: Path,
     guard = make(word_lists, folder)
     with guard, pytest.raises(GuardrailUnavailable, match="could not judge the prompt"):
         guard(SAFE)
+
+
+def test_an_answer_that_is_no_judgement_is_an_error_of_this_prompt_alone(
+    word_lists: Path, folder: Path
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    edit_weights(folder, lambda all: [part.normal_(generator=draw) for part in all.values()])
+    with (
+        make(word_lists, folder) as guard,
+        pytest.raises(ItemError, match="neither safe nor unsafe") as caught,
+    ):
+        guard(SAFE)
+    assert "\n" not in str(caught.value) and "Word it differently" in str(caught.value)
 
 
 @pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("full"), RuntimeError("a"), KeyError("b")])
@@ -161,8 +172,9 @@ def test_a_prompt_too_long_for_the_context_is_not_cut_but_refused(word_lists: Pa
     edit(folder / "config.json", max_position_embeddings=400)
     with make(word_lists, folder) as guard:
         assert guard(SAFE)
-        with pytest.raises(GuardrailUnavailable, match=r"question of \d+ tokens, of which .* read 300"):
+        with pytest.raises(ItemError, match=r"question of \d+ tokens, of which .* read 300.*Shorten it"):
             guard("a robot " * 150)
+        assert guard(SAFE)
 
 
 def test_a_template_that_leaves_the_prompt_out_is_not_believed(word_lists: Path, folder: Path) -> None:
@@ -186,6 +198,15 @@ class Recording:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.tokenizer, name)
+
+
+def test_the_categories_are_named_as_in_the_released_question() -> None:
+    """Those of Llama Guard 3's own template, which are shorter than those of its model card."""
+    assert [CATEGORIES[code] for code in ("S3", "S4", "S11")] == [
+        "Sex Crimes",
+        "Child Exploitation",
+        "Self-Harm",
+    ]
 
 
 def test_the_question_is_a_chat_that_names_the_categories_and_holds_the_prompt(guard: TextGuard) -> None:
@@ -301,7 +322,7 @@ def test_answers_are_read_as_hazards(answer: str, hazards: str | None) -> None:
 
 @pytest.mark.parametrize("answer", ["", "safe safe", "safely", "S1", "I think it is safe", "safe\nS1"])
 def test_an_answer_that_is_no_judgement_is_an_error(answer: str) -> None:
-    with pytest.raises(ValueError, match="neither safe nor unsafe"):
+    with pytest.raises(ItemError, match="neither safe nor unsafe"):
         hazards_in(answer)
 
 
@@ -392,5 +413,5 @@ def test_a_table_of_rotary_frequencies_in_the_file_is_ignored(word_lists: Path, 
 
 def test_the_longest_answer_is_a_hundred_tokens(guard: TextGuard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_guard, "end_tokens", lambda *_: [4])
-    with guard, pytest.raises(GuardrailUnavailable, match="neither safe nor unsafe"):
+    with guard, pytest.raises(ItemError, match="neither safe nor unsafe"):
         guard(SAFE)

@@ -117,10 +117,102 @@ def test_plain_english_that_happens_to_spell_an_entry_is_not_found(
     assert lists(folder, custom=[entry]).find(text) is None
 
 
+@pytest.mark.parametrize(
+    "gap", ["-", ".", "/", "--", "\x00", "\x1f", "\x7f", "\u2013", "\u00b7", "\U0001f642"]
+)
+@pytest.mark.parametrize(
+    ("words", "entry"), [(("desk", "in"), "deskin"), (("in", "hall"), "inhall"), (("to", "it"), "toit")]
+)
+def test_everyday_words_without_white_space_between_them_still_spell_an_entry(
+    words: tuple[str, str], gap: str, entry: str, folder: Path
+) -> None:
+    found = lists(folder, custom=[entry])
+    assert found.find(f"a {gap.join(words)} of it") is not None
+    for space in (" ", "\n", "\t", "\u3000", f" {gap} ", f"{gap} "):
+        if not gap.isascii() or gap.isprintable():
+            assert found.find(f"a {space.join(words)} of it") is None, space
+
+
+@pytest.mark.parametrize("text", ["at 4.55", "4-5-5", "f/4.55", "4:55"])
+def test_a_number_is_plain_however_its_digits_are_grouped(text: str, folder: Path) -> None:
+    assert lists(folder, custom=["ass"]).find(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("gr\u043ebnik", "\u0261robnik", "grobn\u0131k", "gr\u00f8bnik", "gr\u03bfbnik", "gr\u0585bnik"),
+        *("\u0262\u0280\u1d0f\u0299\u0274\u026a\u1d0b", "grobni\u043a", "GR\u041eBNIK"),
+        *("\U0001f176\U0001f181\U0001f17e\U0001f171\U0001f17d\U0001f178\U0001f17a",),
+        *("\U0001f156\U0001f161\U0001f15e\U0001f151\U0001f15d\U0001f158\U0001f15a",),
+        *("\U0001f1ec\U0001f1f7\U0001f1f4\U0001f1e7\U0001f1f3\U0001f1ee\U0001f1f0",),
+        *("gr\u03ccbnik", "gr\u0151bnik"),
+    ],
+)
+def test_letters_that_look_like_those_of_an_entry_are_read_as_them(text: str, folder: Path) -> None:
+    assert WordLists.read(folder).find(f"a {text} in a kitchen") == "'grobnik' is on the custom list"
+
+
+@pytest.mark.parametrize(
+    ("text", "entry"),
+    [
+        ("\u0455\u0435\u0445", "sex"),
+        ("a\u0455s", "ass"),
+        ("d\u057dck", "duck"),
+        ("\ua730uck", "fuck"),
+        ("\U0001f175uck", "fuck"),
+        ("du'ck", "duck"),
+        ("du\u2019ck", "duck"),
+        ("p\u0456\u0455\u0455", "piss"),
+    ],
+)
+def test_disguises_in_other_scripts_and_quotes_are_found(text: str, entry: str, folder: Path) -> None:
+    assert lists(folder, custom=[entry]).find(f"a {text} of it") is not None
+
+
+ENTRIES = ("ass", "cock", "sex", "piss", "hot", "pot", "come", "poc", "aha", "co", "tot", "bar", "mao")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Робот готовит ужин на кухне, за окном идёт снег, кот сидит на столе рядом с соусом и рисом.",  # noqa: RUF001
+        "Ένα ρομπότ μαγειρεύει σε μια κουζίνα, και η γάτα κάθεται πάνω στο τραπέζι.",
+        "Ռոբոտը խոհանոցում ճաշ է պատրաստում։",  # noqa: RUF001
+        "Er aß ein großes Stück Kuchen, während der Fluß über die Ufer trat.",
+        "En gammel mand går på en ø i søen, og båden sejler forbi.",
+        "Kıyıda yürüyen bir kadın, ışık yavaşça sönüyor.",  # noqa: RUF001
+        "Łódź płynie powoli po rzece, a nad nią lśni księżyc.",
+        "机器人在厨房里做饭。",
+        "ロボットが台所で料理をしている。",
+        "الروبوت يطبخ في المطبخ",
+        "a 🇺🇸 flag beside a 🇫🇷 one, 🅿 and 🅰️ on a sign 🙂",
+        "the robot\u2014a tall one\u2014sits; \u201cit\u2019s calm\u201d\u2026",
+    ],
+)
+def test_harmless_prompts_of_other_languages_pass(prompt: str, folder: Path) -> None:
+    assert lists(folder, custom=ENTRIES).find(prompt) is None
+
+
+def test_an_entry_in_another_script_does_not_become_an_english_word(folder: Path) -> None:
+    (folder / "custom" / "more.txt").write_text("\u0441\u043e\u043c\u0435\n", encoding="utf-8")
+    assert WordLists.read(folder).find("they come home") is None
+
+
+def test_a_phrase_is_found_whatever_stands_between_its_words(folder: Path) -> None:
+    found = WordLists.read(folder)
+    for gap in (" ", "  ", "\n", "\u2013", "\x00", "\x1f"):
+        assert found.find(f"a frazzwick{gap}gurn") == "'frazzwick gurn' is on the custom list"
+        assert found.find(f"a dread{gap}yonker") == "'dread yonker' is on the exact_match list"
+
+
 def test_contractions_do_not_lose_their_letter_to_the_next_word(folder: Path) -> None:
     found = lists(folder, custom=["shit"])
     assert found.find("It's hit by a ball, the man's hit too.") is None
     assert found.find("It is s hit") is not None
+    for ending in ("s", "d", "m", "t", "ll", "re", "ve"):
+        assert lists(folder, custom=[f"{ending}zib"]).find(f"they'{ending} zib") is None
+    assert lists(folder, custom=["ckzib"]).find("they'ck zib") is not None
 
 
 @pytest.mark.parametrize(
