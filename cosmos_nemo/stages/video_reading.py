@@ -4,6 +4,7 @@ T frames, H W rows and columns; frames are uint8 0..255.
 """
 
 import json
+import logging
 import math
 import zipfile
 from collections.abc import Generator
@@ -14,13 +15,23 @@ from typing import Any
 
 import numpy
 
+_log = logging.getLogger(__name__)
+
 VIDEO_SUFFIXES = (".mp4", ".npy")
 DEFAULT_FPS = 24.0
 """Of an array without a frame rate beside it: what the Cosmos 1.0 models were trained for."""
+_CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,h264,hevc,yuv4mpegpipe"
+"""ffmpeg would also draw a text file as a video, open what a playlist names, and take any picture for one."""
+_COMPLETE = 0.9
+"""Of the frames that a header speaks of: headers only estimate, and sound may go on after the last frame."""
 
 
 class VideoError(ValueError):
     """A video that cannot be read."""
+
+
+class NoFfmpegError(VideoError):
+    """A video that could perhaps be read if ffmpeg were here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +47,8 @@ class VideoFacts:
 def video_facts(path: Path) -> VideoFacts:
     """Decodes an mp4 from end to end to count its frames: headers only estimate them. VideoError if damaged.
 
-    An array's frame rate is "fps" in the .json of its name, else DEFAULT_FPS.
+    Of a file that was cut and plays to the cut, the frames until there; the log warns if the header speaks of
+    more. An array's frame rate is "fps" in the .json of its name, else DEFAULT_FPS.
     """
     if path.suffix.lower() == ".npy":
         num_frames, height, width, _ = _open_npy(path).shape
@@ -47,6 +59,11 @@ def video_facts(path: Path) -> VideoFacts:
     width, height = meta["size"]
     if not meta["fps"] or num_frames < 1:
         raise VideoError(f"{path} has {num_frames} frames at {meta['fps']} fps: is it a video?")
+    announced = meta["fps"] * meta["duration"]
+    if num_frames < _COMPLETE * announced - 1:
+        _log.warning(
+            "%s has %d frames, its header says about %d. Is it complete?", path, num_frames, announced
+        )
     return VideoFacts(num_frames=num_frames, height=height, width=width, fps=float(meta["fps"]))
 
 
@@ -68,7 +85,7 @@ def _ffmpeg(path: Path, *, pix_fmt: str, bits_per_pixel: int) -> Generator[Any, 
 
         imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError):
-        raise VideoError(
+        raise NoFfmpegError(
             f"{path} needs ffmpeg, which is not here. Install imageio-ffmpeg, or pass the frames as an "
             "array of uint8 [T, H, W, 3] in an .npy file."
         ) from None
@@ -79,11 +96,16 @@ def _ffmpeg(path: Path, *, pix_fmt: str, bits_per_pixel: int) -> Generator[Any, 
             path,
             pix_fmt=pix_fmt,
             bits_per_pixel=bits_per_pixel,
+            input_params=["-format_whitelist", _CONTAINERS],
             output_params=_every_frame(imageio_ffmpeg.get_ffmpeg_version()),
         )
         with closing(frames):
             yield from frames
     except (RuntimeError, OSError) as error:
+        if "does not contain any stream" in str(error):
+            raise VideoError(f"{path} has no picture, only sound or data.") from error
+        if "not on whitelist" in str(error).lower():
+            raise VideoError(f"{path} is no video: it is none of mp4, mov, mkv, webm and avi.") from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise VideoError(
             f"{path} cannot be decoded ({lines[-1] if lines else type(error).__name__}): is it complete?"

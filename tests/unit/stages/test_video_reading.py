@@ -114,3 +114,46 @@ def test_a_bad_frame_rate_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "b.json").write_text(content)
     with pytest.raises(VideoError, match=r"b\.json"):
         video_facts(tmp_path / "b.npy")
+
+
+def test_a_file_cut_after_its_header_is_read_to_the_cut_with_a_warning(
+    video: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    streamed = video.with_name("streamed.mp4")
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", str(video), "-g", "1"]
+    subprocess.run([*command, "-c:v", "mpeg4", "-movflags", "+faststart", str(streamed)], check=True)
+    assert video_facts(streamed).num_frames == 21 and not caplog.records
+    content = streamed.read_bytes()
+    streamed.write_bytes(content[: content.index(b"mdat") + (len(content) - content.index(b"mdat")) // 2])
+    assert 1 <= video_facts(streamed).num_frames < 18
+    assert "its header says about 21" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.mp4", "a.gif"])
+def test_only_containers_of_videos_are_opened(video: Path, name: str) -> None:
+    other = video.with_name(name)
+    if name == "a.gif":
+        with imageio.get_writer(other) as writer:
+            writer.append_data(FRAMES[0])
+    elif name == "a.mp4":  # a list of files to play in turn
+        video.rename(video.with_name("b.mp4"))
+        other.write_text("ffconcat version 1.0\nfile b.mp4\n")
+    else:
+        other.write_text("ffmpeg draws the letters of a text.\n" * 100)
+    with pytest.raises(VideoError, match="is no video: it is none of"):
+        video_facts(other)
+
+
+def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-loglevel",
+        "error",
+        "-f",
+        "lavfi",
+        "-i",
+        "sine=duration=0.2",
+    ]
+    subprocess.run([*command, str(tmp_path / "a.mp4")], check=True)
+    with pytest.raises(VideoError, match="has no picture, only sound"):
+        video_facts(tmp_path / "a.mp4")
