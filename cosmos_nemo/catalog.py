@@ -87,6 +87,19 @@ class LanguageShape:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VisionShape:
+    """Sizes of a Pixtral vision tower (spec/predict1-diffusion.md, 7.3). Sizes of images are in pixels."""
+
+    num_layers: int = 24
+    hidden_size: int = 1024
+    num_heads: int = 16
+    ffn_hidden_size: int = 4096
+    patch_size: int = 16
+    max_image_size: int = 1024
+    rope_theta: float = 1e4
+
+
+@dataclass(frozen=True, kw_only=True)
 class VideoLimits:
     """Sizes the weights were trained for (the defaults) and those the network can make."""
 
@@ -227,8 +240,13 @@ def find_card(name: str) -> ModelCard:
     """The card called `name`; CatalogError with the nearest names if there is none."""
     if name in CARDS:
         return CARDS[name]
+    raise CatalogError(f"--model {name} is unknown. {nearest_names(name)}")
+
+
+def nearest_names(name: str) -> str:
+    """A sentence with the cards that `name` may be meant for, and how to see all."""
     near = difflib.get_close_matches(name, CARDS, n=2, cutoff=0.3) or list(CARDS)
-    raise CatalogError(f"--model {name} is unknown. Nearest: {', '.join(near)}. All: cosmos-nemo models")
+    return f"Nearest: {', '.join(near)}. All: cosmos-nemo models"
 
 
 def with_overrides(card: ModelCard, fields: dict[str, Any]) -> ModelCard:

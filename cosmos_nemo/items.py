@@ -18,7 +18,7 @@ from cosmos_nemo.stages.base import Costs, Stage
 from cosmos_nemo.stages.guardrail.outcome import Blocked
 from cosmos_nemo.stages.item_error import ItemError
 from cosmos_nemo.stages.media import write_blocked, write_video
-from cosmos_nemo.stages.records import Past, past_of
+from cosmos_nemo.stages.records import Past, past_lines, resume
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def make_items(
     if groups.rank == 0:
         tally = Tally(found=pasts.count(Past.MADE), blocked=pasts.count(Past.BLOCKED))
         _tell_pasts(job, pasts, tell)
-    open_requests = [request for request, past in zip(job.requests, pasts, strict=True) if past is Past.OPEN]
+    open_requests = [request for request, past in zip(job.requests, pasts, strict=True) if past.is_open]
     for number in turns.take(len(open_requests)):
         request = open_requests[number]
         outcome = _make(job, request, pipeline, groups, tell=tell, on_step=on_step(), versions=versions)
@@ -73,12 +73,12 @@ def _pasts(job: Job) -> list[Past]:
     """Only a batch goes on where an earlier run ended: who asks for one video wants it made."""
     if not job.is_batch:
         return [Past.OPEN] * len(job.requests)
-    return [past_of(request.video_path, job.item_of(request)) for request in job.requests]
+    return [resume(request.video_path, job.item_of(request)) for request in job.requests]
 
 
 def _tell_pasts(job: Job, pasts: list[Past], tell: Tell) -> None:
-    if found := pasts.count(Past.MADE):
-        tell(f"{found} of {len(pasts)} videos are there already")
+    for line in past_lines(pasts, job.request.video_path.parent):
+        tell(line)
     for request, past in zip(job.requests, pasts, strict=True):
         if past is Past.BLOCKED:
             tell(f"{request.video_path}: blocked in an earlier run")

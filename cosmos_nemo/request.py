@@ -26,6 +26,7 @@ OFFLOADABLE = ("prompt_upsampler", "guardrails", "text_encoder", "denoise", "tok
 """In the order in which they are first used; "guardrails" are both guards."""
 VIDEO_SUFFIXES = (".mp4", ".npy")
 _MAX_SEED = 2**32 - 1
+_MAX_STEPS = 100_000
 
 
 class RequestError(ValueError):
@@ -60,10 +61,6 @@ class Setup:
     rope_dtype: str = "float32"
     """bfloat16 rounds the rotary angles, by up to 0.3 rad, as NVIDIA's scripts did."""
     offload: frozenset[str] = frozenset()
-
-    @property
-    def offloads_everything(self) -> bool:
-        return self.offload == frozenset(OFFLOADABLE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +119,8 @@ def validate_request(request: Text2WorldRequest, card: ModelCard) -> None:
     _frames(request.num_frames, card)
     _at_least("--fps", request.fps, 1)
     _at_least("--num_steps", request.num_steps, 1)
+    if request.num_steps > _MAX_STEPS:
+        raise RequestError(f"--num_steps {request.num_steps} must be at most {_MAX_STEPS}.")
     if not math.isfinite(request.guidance):
         raise RequestError(f"--guidance {request.guidance} is no number. 7 is a good start.")
     _one_of("--sampler", request.sampler, SAMPLER_NAMES)

@@ -5,12 +5,13 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from cosmos_nemo.cli import parse_text2world
+from cosmos_nemo.cli.text2world import FLAG_NAMES
 from cosmos_nemo.launch import run
 
 
 def main(argv: Sequence[str], *, environ: Mapping[str, str] = os.environ) -> int:
     """The exit status; see launch.run."""
-    return run(lambda: parse_text2world(argv), environ=environ)
+    return run(lambda: parse_text2world(argv), flag_names=FLAG_NAMES, environ=environ)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 Say = Callable[[str], None]
 
 _MAX_LISTED = 40
+_SHA256_LENGTH = 64
+"""Hex digits; a small file is called by a shorter sum, of git's kind."""
 
 
 class Place(Protocol):
@@ -65,7 +67,11 @@ class AssetsFolder:
         return hub.unfinished_files(self.name(files))
 
     def fetch(self, files: HubFiles, listing: Listing) -> None:
-        folder, sums = self.name(files), _sums(files, [file.path for file in listing.files])
+        folder, sums = self.name(files), _sums(files, listing)
+        for file in self.missing(files, listing):
+            # The client takes a file for whole if it is no newer than the client's own record of it.
+            if (folder / file.path).is_file():
+                hub.fetch_again(files, listing, file.path, folder=folder)
         if missing := self.missing(files, listing):
             hub.fetch_to_folder(files, listing, [file.path for file in missing], folder=folder)
         for wrong in verified.mismatches(folder, sums):
@@ -74,7 +80,7 @@ class AssetsFolder:
         if still := verified.mismatches(folder, sums):
             raise HubError(f"{files.repository} was downloaded twice, but {_set_aside(still)}")
         if missing := self.missing(files, listing):
-            raise HubError(f"{files.repository} was not downloaded to the end: {missing[0].path} is missing")
+            raise _unfinished(files, folder, missing[0])
         verified.note_complete(folder, [file.path for file in listing.files])
 
     def complaint(self, files: HubFiles) -> str:
@@ -84,7 +90,7 @@ class AssetsFolder:
             return f"there is no {lacks} in {folder}"
         if not verified.is_noted_complete(folder) and self.unfinished(files):
             return f"{folder} was not downloaded to the end"
-        if wrong := verified.mismatches(folder, _sums(files, names)):
+        if wrong := verified.mismatches(folder, verified.noted_hashes(folder) | _md5(files, names)):
             return "; ".join(str(one) for one in wrong)
         return ""
 
@@ -107,16 +113,37 @@ class HubCache:
         return hub.unfinished_blobs(files, cache_dir=self.root)
 
     def fetch(self, files: HubFiles, listing: Listing) -> None:
+        inside = f"snapshots/{listing.commit}/"
+        sums = {f"{inside}{path}": sum_ for path, sum_ in _sums(files, listing).items()}
+        for file in self.missing(files, listing):
+            hub.discard_cached(files, listing, file.path, cache_dir=self.root)
         hub.fetch_to_cache(files, cache_dir=self.root)
+        if wrong := verified.mismatches(self.name(files), sums):
+            for one in wrong:
+                logger.warning("%s: downloading it again", one)
+                path = one.path.relative_to(self.name(files) / inside).as_posix()
+                hub.discard_cached(files, listing, path, cache_dir=self.root)
+            hub.fetch_to_cache(files, cache_dir=self.root)
+        if still := verified.mismatches(self.name(files), sums):
+            raise HubError(f"{files.repository} was downloaded twice, but {_set_aside(still)}")
         if missing := self.missing(files, listing):
-            raise HubError(f"{files.repository} was not downloaded to the end: {missing[0].path} is missing")
+            raise _unfinished(files, self.name(files) / inside, missing[0])
 
     def complaint(self, files: HubFiles) -> str:
         if hub.cached(files, cache_dir=self.root) is None:
             return f"it is not in {self.name(files)}, or not all of it"
         if self.unfinished(files):
             return f"{self.name(files)} was not downloaded to the end"
-        return ""
+        return "; ".join(str(one) for one in verified.mismatches(self.name(files), self._known_sums(files)))
+
+    def _known_sums(self, files: HubFiles) -> dict[str, str]:
+        """Without asking the hub."""
+        folder, snapshot = self.name(files), hub.cached_snapshot(files, cache_dir=self.root)
+        assert snapshot is not None
+        inside = f"{snapshot.relative_to(folder).as_posix()}/"
+        noted = verified.noted_hashes(folder)
+        noted = {path: noted[path] for path in noted if path.startswith(inside)}
+        return noted | {f"{inside}{path}": sum_ for path, sum_ in files.md5.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,15 +282,27 @@ def _say_end(ended: Sequence[Found], place: Place, say: Say, warn: Say) -> int:
     return 1
 
 
-def _sums(files: HubFiles, paths: Sequence[str]) -> dict[str, str]:
+def _sums(files: HubFiles, listing: Listing) -> dict[str, str]:
+    """By path: the published MD5, else the SHA-256 by which the hub calls a large file."""
+    hashes = {file.path: file.blob for file in listing.files if len(file.blob) == _SHA256_LENGTH}
+    return hashes | _md5(files, [file.path for file in listing.files])
+
+
+def _md5(files: HubFiles, paths: Sequence[str]) -> dict[str, str]:
     return {path: md5 for path, md5 in files.md5.items() if path in paths}
+
+
+def _unfinished(files: HubFiles, folder: Path, file: HubFile) -> HubError:
+    path = folder / file.path
+    state = f"has {path.stat().st_size:,} of {file.size:,} bytes" if path.is_file() else "is missing"
+    return HubError(f"{files.repository} was not downloaded to the end: {file.path} {state}")
 
 
 def _set_aside(wrong: Sequence[verified.Mismatch]) -> str:
     """Renames the files, so that no run takes them for the published ones; what to say of it."""
     told = []
     for one in wrong:
-        aside = one.path.with_name(f"{one.path.name}.wrong-md5")
+        aside = one.path.with_name(f"{one.path.name}.wrong-{one.algorithm}")
         one.path.replace(aside)
         told.append(f"{one}; it is now {aside.name}")
     return "; ".join(told)

@@ -88,6 +88,15 @@ def cached(files: HubFiles, *, cache_dir: Path | None = None) -> Path | None:
     Not asked of the client: what it calls complete, where unwanted files are missing, changes with its
     version.
     """
+    snapshot = cached_snapshot(files, cache_dir=cache_dir)
+    if snapshot is None:
+        return None
+    folder = snapshot / files.subfolder
+    return None if lacking(files, names_in(folder)) else folder
+
+
+def cached_snapshot(files: HubFiles, *, cache_dir: Path | None = None) -> Path | None:
+    """The repository in the Hugging Face cache, whole or not; None if nothing of it was ever fetched."""
     repository = _repository_folder(files, cache_dir)
     commit = files.revision
     if commit is None:
@@ -95,8 +104,7 @@ def cached(files: HubFiles, *, cache_dir: Path | None = None) -> Path | None:
         if not newest.is_file():
             return None
         commit = newest.read_text(encoding="utf-8").strip()
-    folder = repository / "snapshots" / commit / files.subfolder
-    return None if lacking(files, names_in(folder)) else folder
+    return repository / "snapshots" / commit
 
 
 def is_unfinished(files: HubFiles, *, cache_dir: Path | None = None) -> bool:
@@ -113,6 +121,15 @@ def cached_paths(files: HubFiles, listing: Listing, *, cache_dir: Path | None = 
         for file in listing.files
         if is_whole(snapshot / file.path, file) or (file.blob and is_whole(blobs / file.blob, file))
     }
+
+
+def discard_cached(files: HubFiles, listing: Listing, path: str, *, cache_dir: Path | None = None) -> None:
+    """Removes a file from the Hugging Face cache, so that it is fetched anew: the client asks for no size."""
+    repository = _repository_folder(files, cache_dir)
+    link = repository / "snapshots" / listing.commit / path
+    blobs = [repository / "blobs" / file.blob for file in listing.files if file.path == path and file.blob]
+    for found in (link.resolve(), link, *blobs):
+        found.unlink(missing_ok=True)
 
 
 def is_whole(path: Path, file: HubFile) -> bool:

@@ -16,12 +16,6 @@ EMBEDDED = Path(__file__).parents[1] / "assets"
 _OWN_WEIGHTS = "_post-trained"
 _GUARDS = ("--guardrail_dir", "--text_guard_dir")
 
-_IN_PREDICT1_SCRIPTS = {
-    "--nemo_checkpoint": "--diffusion_transformer_dir (general.py: --nemo_checkpoint)",
-    "--cosmos_assets_dir": "--checkpoint_dir (general.py: --cosmos_assets_dir)",
-}
-"""What the scripts published with the Predict1 models call these flags."""
-
 
 class LocateError(ValueError):
     """Files that are nowhere to be found; the message names the flag and the way to get them."""
@@ -70,14 +64,18 @@ def locate(
 
     Looks at `given` (inside assets_dir if it exists there, as upstream joins them), assets_dir, `embedded`,
     the Hugging Face cache (cache_dir, by default HF_HOME's) and, with `download`, the hub, in this order.
-    LocateError if all fail, or if `given` or assets_dir does not exist.
+    LocateError if all fail, or if `given` or assets_dir does not exist; but where there is no folder of the
+    documented name, `given` may be that name.
     """
     if given is not None:
-        return _given(files, given=given, assets_dir=assets_dir)
+        place = _existing(given, assets_dir=assets_dir)
+        if place is not None:
+            return place
+        if not files.assets_name or given != Path(files.assets_name):
+            raise LocateError(_is_missing(files, given=given, assets_dir=assets_dir))
     if assets_dir is not None and not assets_dir.is_dir():
         raise LocateError(
-            f"{_flag('--cosmos_assets_dir', files)} {assets_dir} is no folder: pass an existing one or leave "
-            "it out."
+            f"--cosmos_assets_dir {assets_dir} is no folder: pass an existing one or leave it out."
         )
     for assets in (assets_dir, embedded):
         folder = assets / files.assets_name / files.subfolder if assets is not None else None
@@ -87,20 +85,21 @@ def locate(
     return _from_hub(files, assets_dir=assets_dir, cache_dir=cache_dir, download=download)
 
 
-def _given(files: HubFiles, *, given: Path, assets_dir: Path | None) -> Path:
-    places = [given] if assets_dir is None else [assets_dir / given, given]
-    for place in places:
-        if place.exists():
-            return place
-    looked = " and ".join(dict.fromkeys(str(place) for place in places))
+def _places(given: Path, *, assets_dir: Path | None) -> list[Path]:
+    return [given] if assets_dir is None else [assets_dir / given, given]
+
+
+def _existing(given: Path, *, assets_dir: Path | None) -> Path | None:
+    return next((place for place in _places(given, assets_dir=assets_dir) if place.exists()), None)
+
+
+def _is_missing(files: HubFiles, *, given: Path, assets_dir: Path | None) -> str:
+    looked = " and ".join(dict.fromkeys(str(place) for place in _places(given, assets_dir=assets_dir)))
     if files.is_released:
         otherwise = f"or leave the flag out to use {files.repository}"
     else:
         otherwise = "or leave the flag out"
-    raise LocateError(
-        f"{_flag(files.flag, files)} {given} does not exist (looked at {looked}): pass an existing path, "
-        f"{otherwise}."
-    )
+    return f"{files.flag} {given} does not exist (looked at {looked}): pass an existing path, {otherwise}."
 
 
 def _refuse_unfinished(files: HubFiles, folder: Path) -> None:
@@ -136,10 +135,10 @@ def _from_hub(
 def _not_on_the_hub(files: HubFiles, *, assets_dir: Path | None) -> str:
     if _OWN_WEIGHTS in files.assets_name:
         place = (assets_dir or Path("checkpoints")) / files.assets_name
-        also = "" if assets_dir else f" and pass {_flag('--cosmos_assets_dir', files)} checkpoints"
+        also = "" if assets_dir else " and pass --cosmos_assets_dir checkpoints"
         return (
             f"{files.model} is the name for weights of your own, and there are none: put model.pt or the "
-            f"NeMo folder at {place}{also}, or pass its path with {_flag(files.flag, files)}."
+            f"NeMo folder at {place}{also}, or pass its path with {files.flag}."
         )
     return (
         f"{files.repository} is not on the hub: write a stand-in with "
@@ -152,9 +151,5 @@ def _ways_out(files: HubFiles) -> str:
     without = ", or --disable_guardrail to do without" if files.flag in _GUARDS else ""
     return (
         f"run `{door_for(files.model)}` where there is a network, or pass a local copy with "
-        f"{_flag(files.flag, files)} or {_flag('--cosmos_assets_dir', files)}{without}"
+        f"{files.flag} or --cosmos_assets_dir{without}"
     )
-
-
-def _flag(flag: str, files: HubFiles) -> str:
-    return _IN_PREDICT1_SCRIPTS.get(flag, flag) if files.model.startswith("Cosmos-Predict1") else flag

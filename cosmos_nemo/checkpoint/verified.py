@@ -1,4 +1,6 @@
-"""MD5 sums of downloaded files, and what was found out about them, so that 45 GB are not hashed twice.
+"""Sums of downloaded files, and what was found out about them, so that 45 GB are not hashed twice.
+
+A published sum is an MD5 or a SHA-256 in hex; its length tells which.
 
 A folder's record is .cache/cosmos_nemo.json inside it, beside the one that the hub's client keeps.
 """
@@ -17,16 +19,24 @@ logger = logging.getLogger(__name__)
 _CHUNK = 16 * 2**20
 
 
+_NAMES = {"md5": "MD5", "sha256": "SHA-256"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mismatch:
     """A file that is not the published one."""
 
     path: Path
-    is_md5: str
+    found: str
     published: str
 
+    @property
+    def algorithm(self) -> str:
+        return _algorithm_of(self.published)
+
     def __str__(self) -> str:
-        return f"{self.path} has the MD5 sum {self.is_md5}, not the published {self.published}"
+        name = _NAMES[self.algorithm]
+        return f"{self.path} has the {name} sum {self.found}, not the published {self.published}"
 
 
 def mismatches(folder: Path, published: dict[str, str]) -> list[Mismatch]:
@@ -34,24 +44,34 @@ def mismatches(folder: Path, published: dict[str, str]) -> list[Mismatch]:
 
     A file that was verified before and has kept its size and its time is not read again.
     """
-    found = []
-    for path, md5 in published.items():
-        if not (folder / path).is_file() or is_verified(folder, path, md5):
-            continue
-        is_md5 = md5_of(folder / path)
-        if is_md5 == md5:
-            _note(folder, {path: _facts(folder / path) | {"md5": md5}})
-        else:
-            found.append(Mismatch(path=folder / path, is_md5=is_md5, published=md5))
-    return found
+    known = _read(folder)["files"]
+    wrong, verified = [], {}
+    try:
+        for path, sum_ in published.items():
+            if not (folder / path).is_file():
+                continue
+            facts = _facts(folder / path) | {_algorithm_of(sum_): sum_}
+            if known.get(path) == facts:
+                continue
+            found = digest_of(folder / path, _algorithm_of(sum_))
+            if found == sum_:
+                verified[path] = facts
+            else:
+                wrong.append(Mismatch(path=folder / path, found=found, published=sum_))
+    finally:
+        if verified:
+            _note(folder, verified)
+    return wrong
 
 
-def is_verified(folder: Path, path: str, md5: str) -> bool:
-    return _read(folder)["files"].get(path) == _facts(folder / path) | {"md5": md5}
+def noted_hashes(folder: Path) -> dict[str, str]:
+    """The SHA-256 that files were found to have, by path: the hub's, without asking it."""
+    found = {path: facts.get("sha256") for path, facts in _read(folder)["files"].items()}
+    return {path: sum_ for path, sum_ in found.items() if isinstance(sum_, str)}
 
 
-def md5_of(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
+def digest_of(path: Path, algorithm: str) -> str:
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
@@ -73,6 +93,10 @@ def is_noted_complete(folder: Path) -> bool:
         (folder / path).is_file() and (folder / path).stat().st_size == facts.get("size")
         for path, facts in record["files"].items()
     )
+
+
+def _algorithm_of(published: str) -> str:
+    return "sha256" if len(published) == 64 else "md5"
 
 
 def _facts(path: Path) -> dict[str, Any]:

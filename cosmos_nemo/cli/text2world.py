@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cosmos_nemo.catalog import find_card
+from cosmos_nemo.catalog import CARDS, CatalogError, ModelCard, find_card, nearest_names
 from cosmos_nemo.cli.flags import (
     EXIT_STATUS,
     add_batch,
@@ -18,8 +18,23 @@ from cosmos_nemo.cli.invocation import Invocation
 from cosmos_nemo.cli.translate import invocation_of, request_of, setup_of
 from cosmos_nemo.request import VIDEO_SUFFIXES, RequestError
 
+FLAG_NAMES = {
+    "--num_devices": "--num_gpus",
+    "--cosmos_assets_dir": "--checkpoint_dir",
+    "--nemo_checkpoint": "--diffusion_transformer_dir",
+    "--video_save_path": "--video_save_folder and --video_save_name",
+}
+"""What this script calls flags of general.py, for the errors of whatever lies below the doors."""
 _CHECKPOINTS = "checkpoints"
 _DEFAULT_MODEL = "Cosmos-Predict1-7B-Text2World"
+_WEIGHTS_FILES = (".pt", ".safetensors")
+
+_CONTRADICTIONS = {
+    "disable_prompt_upsampler": "offload_prompt_upsampler",
+    "disable_guardrail": "offload_guardrail_models",
+}
+"""Flags that leave a model out, and those that would park it. (The documents' commands of video2world.py pass
+both of a pair.)"""
 
 
 def parse_text2world(argv: Sequence[str]) -> Invocation:
@@ -28,6 +43,7 @@ def parse_text2world(argv: Sequence[str]) -> Invocation:
     flags = _parser().parse_args(argv)
     upsamples = not flags.disable_prompt_upsampler
     check_effects(flags, upsamples=upsamples)
+    _check_contradictions(flags)
     folder = Path(flags.video_save_folder)
     if flags.batch_input_path and flags.video_save_name is not None:
         raise RequestError(
@@ -35,8 +51,8 @@ def parse_text2world(argv: Sequence[str]) -> Invocation:
             "in --video_save_folder."
         )
     weights = Path(flags.diffusion_transformer_dir)
-    card = find_card(flags.model or weights.name)
     checkpoints = _checkpoints(flags.checkpoint_dir)
+    card = find_card(flags.model) if flags.model else _card_called_as(weights, inside=checkpoints)
     setup = setup_of(
         flags,
         model=card.name,
@@ -48,6 +64,25 @@ def parse_text2world(argv: Sequence[str]) -> Invocation:
     )
     request = request_of(flags, card, video_path=folder / _file_name(flags.video_save_name or "output"))
     return invocation_of(flags, setup, request, folder=folder)
+
+
+def _check_contradictions(flags: argparse.Namespace) -> None:
+    for left_out, parked in _CONTRADICTIONS.items():
+        if getattr(flags, left_out) and getattr(flags, parked):
+            raise RequestError(f"--{parked} has no effect beside --{left_out}. Pass one of them.")
+
+
+def _card_called_as(weights: Path, *, inside: Path | None) -> ModelCard:
+    """The card that the network's folder is called after."""
+    places = (weights, inside / weights if inside is not None else weights)
+    is_file = weights.suffix in _WEIGHTS_FILES or any(place.is_file() for place in places)
+    name = weights.parent.name if is_file else weights.name
+    if name not in CARDS:
+        raise CatalogError(
+            f"--diffusion_transformer_dir {weights} is no model's name: add --model NAME, whose sizes the "
+            f"network has. {nearest_names(name)}"
+        )
+    return CARDS[name]
 
 
 def _checkpoints(given: str | None) -> Path | None:
@@ -103,7 +138,7 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
         help=f"in --checkpoint_dir: model.pt or a NeMo checkpoint; {_DEFAULT_MODEL}",
     )
     group.add_argument(
-        "--model", default="", metavar="NAME", help="whose sizes the network has; the folder's name"
+        "--model", default="", metavar="NAME", help="whose sizes the network has; as the folder is called"
     )
     group.add_argument("--tokenizer_dir", default="", help="in --checkpoint_dir: the video tokenizer")
     group.add_argument("--text_encoder_dir", default="", help="the T5 folder; google-t5/t5-11b")

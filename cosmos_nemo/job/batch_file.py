@@ -1,5 +1,6 @@
 """A batch file: one JSON object a line, with a prompt each."""
 
+import codecs
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,12 @@ _FIELDS: dict[str, type] = {"prompt": str, "negative_prompt": str, "seed": int}
 """What a line may say of its video; everything else comes from the flags."""
 
 _NAMES = {str: "text", int: "whole number"}
+
+_OTHER_MARKS = (
+    ("UTF-32", (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)),
+    ("UTF-16", (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)),
+)
+"""How a file in another encoding begins. UTF-32's first: UTF-16's is the beginning of it."""
 
 _OF_OTHER_DOORS = {"visual_input"}
 """Passed over in silence: the released batch files serve several scripts."""
@@ -43,10 +50,11 @@ def read_batch(path: Path, *, template: Text2WorldRequest, folder: Path) -> Batc
     empty lines make none. RequestError if the file cannot be read or holds no good line.
     """
     requests, bad, passed_over = [], [], set()
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
+    for number, content in enumerate(_lines(path), start=1):
         try:
+            line = _decoded(content)
+            if not line.strip():
+                continue
             record = _record(line)
             fields = _fields(record)
         except ValueError as error:
@@ -64,12 +72,22 @@ def read_batch(path: Path, *, template: Text2WorldRequest, folder: Path) -> Batc
     return BatchFile(requests=tuple(requests), bad_lines=tuple(bad), passed_over=tuple(sorted(passed_over)))
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path) -> list[bytes]:
     try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise RequestError(f"--batch_input_path {path} cannot be read: {reason}.") from None
+        content = path.read_bytes()
+    except OSError as error:
+        raise RequestError(f"--batch_input_path {path} cannot be read: {error.strerror or error}.") from None
+    for name, marks in _OTHER_MARKS:
+        if content.startswith(marks):
+            raise RequestError(f"--batch_input_path {path} is {name}, not UTF-8. Save it as UTF-8.")
+    return content.removeprefix(codecs.BOM_UTF8).split(b"\n")
+
+
+def _decoded(line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is no UTF-8 (byte {line[error.start]:#x} at position {error.start})") from None
 
 
 def _record(line: str) -> dict[str, Any]:
@@ -78,6 +96,8 @@ def _record(line: str) -> dict[str, Any]:
         record = json.loads(line)
     except ValueError as error:
         raise ValueError(f"it is no JSON ({error})") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if not isinstance(record, dict):
         raise ValueError(f"it holds a {type(record).__name__}, not an object with a prompt")
     if "prompt" not in record:
@@ -89,7 +109,14 @@ def _fields(record: dict[str, Any]) -> dict[str, Any]:
     fields = {name: record[name] for name in _FIELDS if name in record}
     for name, value in fields.items():
         if type(value) is not _FIELDS[name]:
-            raise ValueError(f'"{name}" is {json.dumps(value)}, no {_NAMES[_FIELDS[name]]}')
+            raise ValueError(f'"{name}" is {_shown(value)}, no {_NAMES[_FIELDS[name]]}')
     if not fields["prompt"].strip():
         raise ValueError('its "prompt" is empty')
     return fields
+
+
+def _shown(value: object) -> str:
+    """As it stands in the file, if that is short."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return json.dumps(value)

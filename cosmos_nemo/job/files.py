@@ -86,7 +86,8 @@ def has_guardrails(card: ModelCard, setup: Setup) -> bool:
 
 
 def find_files(card: ModelCard, setup: Setup, needs: Needs, *, download: bool) -> Files:
-    """LocateError for what is given and missing, or, with `download`, nowhere to be had."""
+    """LocateError for what is given and missing, or nowhere to be had: without `download`, that is what lies
+    neither here nor on the hub."""
     places = {
         "weights": (weights_of, setup.nemo_checkpoint),
         "tokenizer": (tokenizer_of, setup.tokenizer_dir),
@@ -98,12 +99,13 @@ def find_files(card: ModelCard, setup: Setup, needs: Needs, *, download: bool) -
     found = {}
     for name in needs.names:
         files_of, given = places[name]
+        files = files_of(card)
         found[name] = locate(
-            files_of(card),
+            files,
             given=given,
             assets_dir=setup.assets_dir,
             cache_dir=setup.t5_cache_dir if name == "text_encoder" else None,
-            download=download,
+            download=download or not files.is_released,
         )
     return Files(**found)
 

@@ -4,10 +4,11 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,11 @@ def write_video(
     """Writes `path` (.mp4 by ffmpeg, or .npy), its prompt as .txt, its manifest as .json; makes the folder.
 
     frames: uint8 0..255. All three appear under their names only when all are complete, the video last, and
-    are of one call even when several processes write the same names. The manifest gets the digest of the
-    video's file, `video_sha256`. OSError if the disk is full.
+    are of one call even when several processes write the same names. What a killed process left of the same
+    video goes. The manifest gets the digest of the video's file, `video_sha256`. OSError if the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
     write_frames = _write_npy if path.suffix.lower() == ".npy" else _write_mp4
     with _renamed_together(path.parent) as temporary:
         prompt_path = temporary(path.with_suffix(".txt"))
@@ -60,6 +62,7 @@ def write_video(
 def write_blocked(path: Path, *, manifest: Mapping[str, Any]) -> None:
     """Writes down beside where the video would be that a guardrail blocked it; an older video stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
     with _renamed_together(path.parent) as temporary:
         _write_json(temporary(blocked_path(path)), manifest)
 
@@ -67,6 +70,31 @@ def write_blocked(path: Path, *, manifest: Mapping[str, Any]) -> None:
 def blocked_path(path: Path) -> Path:
     """Where a blocked video's manifest goes: name.blocked.json for name.mp4."""
     return path.with_suffix(".blocked.json")
+
+
+def restore_prompt(path: Path, prompt: str) -> bool:
+    """Whether the .txt of the finished video `path` was not `prompt`; then it is written again."""
+    written = path.with_suffix(".txt")
+    with suppress(FileNotFoundError):
+        if written.read_bytes() == prompt.encode():
+            return False
+    with _renamed_together(path.parent) as temporary:
+        temporary(written).write_text(prompt, encoding="utf-8")
+    return True
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes the temporary files that killed processes left of the video `path`; those of living ones stay.
+
+    So do all of them on a file system without locks, where living and dead cannot be told apart.
+    """
+    if not path.parent.is_dir():
+        return
+    part = re.compile(rf"\.{re.escape(path.stem)}(\.blocked)?\.[0-9a-f]{{8}}\.part\.(mp4|npy|txt|json)", re.I)
+    with _locked(path.parent):
+        for found in path.parent.iterdir():
+            if part.fullmatch(found.name) and _is_dead(found):
+                found.unlink(missing_ok=True)
 
 
 def file_digest(path: Path) -> str:
@@ -81,24 +109,46 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _renamed_together(folder: Path) -> Iterator[Callable[[Path], Path]]:
-    """Gives temporary names in `folder`, which become the real ones at the end, one process at a time.
+    """Gives temporary files in `folder`, which get the real names at the end, one process at a time.
 
-    An interrupt leaves nothing behind.
+    An interrupt leaves nothing behind. The files are locked while this process lives (see remove_leftovers).
     """
     names: dict[Path, Path] = {}
+    with ExitStack() as held:
 
-    def temporary(path: Path) -> Path:
-        names[path] = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
-        return names[path]
+        def temporary(path: Path) -> Path:
+            names[path] = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
+            with _locked(folder):  # or another process could take it for a dead one's before it is locked
+                held.enter_context(_held(names[path]))
+            return names[path]
 
+        try:
+            yield temporary
+            with _locked(folder):
+                for path, written in names.items():
+                    os.replace(written, path)
+        finally:
+            for written in names.values():
+                written.unlink(missing_ok=True)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Makes an empty file, locked until the end or until this process dies."""
+    with path.open("xb") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def _is_dead(path: Path) -> bool:
+    """Whether no living process holds the file."""
     try:
-        yield temporary
-        with _locked(folder):
-            for path, written in names.items():
-                os.replace(written, path)
-    finally:
-        for written in names.values():
-            written.unlink(missing_ok=True)
+        with path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 
 from cosmos_nemo.catalog import CARDS, CatalogError
+from cosmos_nemo.checkpoint.card_file import find_card_file
 
 _DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+_MAX_ABOVE = 4
+"""models--OWNER--NAME / snapshots / COMMIT / nemo"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "of it); safetensors: in the same names; diffusers: a folder for CosmosTransformer3DModel",
     )
     parser.add_argument(
-        "--model", metavar="CARD", help=f"found by its sizes if left out; one of {', '.join(CARDS)}"
+        "--model",
+        metavar="CARD",
+        help="if left out: as the folder is called if it has a card.json, else found by its sizes; one of "
+        + ", ".join(CARDS),
     )
     parser.add_argument("--dtype", choices=_DTYPES, help="of the numbers written (default: as they are)")
 
@@ -41,8 +47,9 @@ def run(args: argparse.Namespace) -> int:
                 bar.total = total
                 bar.update(done - bar.n)
 
+            model = args.model or _called_after(args.source)
             identity = convert(
-                args.source, args.target, to=args.to, model=args.model, dtype=dtype, on_tensor=on_tensor
+                args.source, args.target, to=args.to, model=model, dtype=dtype, on_tensor=on_tensor
             )
     except (CheckpointError, CatalogError) as error:
         print(f"cosmos-nemo convert: {error}", file=sys.stderr)
@@ -54,3 +61,12 @@ def run(args: argparse.Namespace) -> int:
     if identity.overrides:
         print(f"It is not quite {identity.base.name}: {args.target / 'card.json'} says how it differs.")
     return 0
+
+
+def _called_after(source: Path) -> str | None:
+    """The model whose name the folder of the card.json bears, or one above it (`nemo`, a hub's snapshot)."""
+    card_file = find_card_file(source)
+    if card_file is None:
+        return None
+    names = (folder.name.rpartition("--")[2] for folder in card_file.absolute().parents[:_MAX_ABOVE])
+    return next((name for name in names if name in CARDS), None)

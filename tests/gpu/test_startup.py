@@ -1,4 +1,4 @@
-"""What the doors set for PyTorch's allocator, in a process of its own: it is read when a GPU is first used."""
+"""What the doors set for PyTorch: in a process of its own, because it is read when a GPU is first used."""
 
 import json
 import subprocess

@@ -1,8 +1,13 @@
 import time
 
+import pytest
+
 from cosmos_nemo import launch
 from cosmos_nemo.parallel.company import Company, Failure, open_store
 from cosmos_nemo.parallel.environment import Ranks
+from cosmos_nemo.stages.guardrail.outcome import GuardrailUnavailable
+from cosmos_nemo.stages.item_error import ItemError
+from cosmos_nemo.stages.prompt_upsampler import UpsamplerError
 from tests.parallel import launcher
 
 
@@ -23,7 +28,7 @@ def test_another_ranks_failure_interrupts_the_work_and_its_status_becomes_this_r
             time.sleep(0.05)
 
     started = time.monotonic()
-    assert launch._guarded(work, ours, 2) == 2
+    assert launch._guarded(work, ours, 2, launch.Complain({})) == 2
     assert time.monotonic() - started < 20
 
 
@@ -33,5 +38,19 @@ def test_a_failure_of_our_own_is_reported_with_its_status() -> None:
     def work() -> None:
         raise OSError("disk full")
 
-    assert launch._guarded(work, ours, 2) == 1
+    assert launch._guarded(work, ours, 2, launch.Complain({})) == 1
     assert theirs.failure() == Failure(0, 1, "OSError: disk full")
+
+
+def test_errors_name_flags_as_the_door_does(capsys: pytest.CaptureFixture[str]) -> None:
+    complain = launch.Complain({"--num_devices": "--num_gpus", "--video": "--film"})
+    complain(launch.RequestError("--num_devices 8, --num_devices_more or --video_save_path"))
+    assert capsys.readouterr().err == "RequestError: --num_gpus 8, --num_devices_more or --video_save_path\n"
+
+
+@pytest.mark.parametrize(
+    "error", [GuardrailUnavailable("a"), ItemError("b"), UpsamplerError("c")], ids=lambda e: type(e).__name__
+)
+def test_what_a_model_says_of_a_request_is_a_sentence(error: Exception) -> None:
+    status, text = launch._status_and_text(error, Ranks())
+    assert (status, text) == (1, f"{type(error).__name__}: {error}")

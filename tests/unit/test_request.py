@@ -58,6 +58,8 @@ def test_frames_of_8k_plus_1_are_made(frames: int) -> None:
         ({"fps": 0}, ["--fps 0"]),
         ({"num_steps": 0}, ["--num_steps 0"]),
         ({"num_steps": -5}, ["--num_steps -5"]),
+        ({"num_steps": 10**10}, ["--num_steps 10000000000", "at most 100000"]),
+        ({"num_steps": 100_001}, ["--num_steps 100001"]),
         ({"guidance": math.nan}, ["--guidance nan"]),
         ({"guidance": math.inf}, ["--guidance inf"]),
         ({"sampler": "DDIM"}, ["--sampler DDIM", "RES"]),

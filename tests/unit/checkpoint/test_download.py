@@ -42,6 +42,7 @@ class Hub:
         (folder / "model.pt").write_bytes(self.sends.pop(0) if self.sends else CONTENT)
 
     def fetch_again(self, files: HubFiles, listing: Listing, path: str, *, folder: Path) -> None:
+        self.asked.append(f"again {files.repository}")
         self.fetch_to_folder(files, listing, [path], folder=folder)
 
 
@@ -86,9 +87,77 @@ def test_a_repository_that_fails_does_not_stop_the_next(error: Exception, tmp_pa
 def test_files_that_are_cut_short_are_not_called_complete(tmp_path: Path, fake: Hub) -> None:
     fake.sends = [CONTENT[:-1]]
     status, said = run(tmp_path, ONE)
-    assert status == 1 and "was not downloaded to the end: model.pt is missing" in said
+    assert status == 1 and "was not downloaded to the end: model.pt has 6 of 7 bytes" in said
     assert not verified.is_noted_complete(tmp_path / "checkpoints/One")
+    fake.asked.clear()
     assert run(tmp_path, ONE)[0] == 0
+    assert "again nvidia/One" in fake.asked, "the client's own record may call it whole"
+
+
+def test_a_file_that_never_came_is_missing(
+    tmp_path: Path, fake: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "fetch_to_folder", lambda *_, **__: None)
+    status, said = run(tmp_path, ONE)
+    assert status == 1 and "was not downloaded to the end: model.pt is missing" in said
+
+
+@pytest.fixture
+def hashed_listing(monkeypatch: pytest.MonkeyPatch) -> Listing:
+    """As the hub lists a large file: its content is called by its SHA-256."""
+    blob = hashlib.sha256(CONTENT).hexdigest()
+    small = HubFile(path="config.json", size=2, blob="0" * 40)
+    listing = Listing(commit="c", files=(HubFile(path="model.pt", size=len(CONTENT), blob=blob), small))
+    monkeypatch.setattr(hub, "list_files", lambda files: listing)
+    return listing
+
+
+def test_where_no_md5_is_published_the_hubs_own_hash_counts(
+    tmp_path: Path, fake: Hub, hashed_listing: Listing
+) -> None:
+    folder = tmp_path / "checkpoints/One"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_bytes(b"{}")
+    fake.sends = [CONTENT.upper()]
+    assert run(tmp_path, ONE)[0] == 0
+    assert (folder / "model.pt").read_bytes() == CONTENT
+    (folder / "model.pt").write_bytes(CONTENT.upper())
+    fake.is_offline = True
+    status, said = run(tmp_path, ONE)
+    assert status == 1 and "has the SHA-256 sum" in said, "as it was noted when the hub was asked"
+    fake.is_offline = False
+    assert run(tmp_path, ONE)[0] == 0
+    fake.is_offline = True
+    assert run(tmp_path, ONE)[0] == 0
+
+
+def test_a_hash_that_stays_wrong_sets_the_file_aside(
+    tmp_path: Path, fake: Hub, hashed_listing: Listing
+) -> None:
+    folder = tmp_path / "checkpoints/One"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_bytes(b"{}")
+    fake.sends = [CONTENT.upper()] * 2
+    status, said = run(tmp_path, ONE)
+    assert status == 1 and hashed_listing.files[0].blob in said
+    assert sorted(path.name for path in folder.iterdir() if path.is_file()) == [
+        *("config.json", "model.pt.wrong-sha256")
+    ]
+
+
+def test_a_published_md5_spares_reading_a_file_twice(
+    tmp_path: Path, fake: Hub, hashed_listing: Listing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        released._MD5, ONE.repository, {"model.pt": hashlib.md5(CONTENT).hexdigest(), "gone.pt": "0" * 32}
+    )
+    kinds: list[str] = []
+    real = verified.digest_of
+    monkeypatch.setattr(verified, "digest_of", lambda path, kind: kinds.append(kind) or real(path, kind))
+    (tmp_path / "checkpoints/One").mkdir(parents=True)
+    (tmp_path / "checkpoints/One/config.json").write_bytes(b"{}")
+    assert run(tmp_path, ONE)[0] == 0
+    assert kinds == ["md5"]
 
 
 def test_a_disk_without_room_for_everything_gets_nothing(
@@ -127,8 +196,8 @@ def test_a_verified_file_is_not_read_again(
     sum_ = hashlib.md5(CONTENT).hexdigest()
     monkeypatch.setitem(released._MD5, ONE.repository, {"model.pt": sum_})
     hashed: list[Path] = []
-    real = verified.md5_of
-    monkeypatch.setattr(verified, "md5_of", lambda path: hashed.append(path) or real(path))
+    real = verified.digest_of
+    monkeypatch.setattr(verified, "digest_of", lambda path, kind: hashed.append(path) or real(path, kind))
     assert run(tmp_path, ONE)[0] == run(tmp_path, ONE)[0] == 0
     fake.is_offline = True
     assert run(tmp_path, ONE)[0] == 0
@@ -142,7 +211,7 @@ def test_a_dry_run_changes_nothing_and_reads_no_file(
     folder = tmp_path / "checkpoints/One"
     folder.mkdir(parents=True)
     (folder / "model.pt").write_bytes(CONTENT)
-    monkeypatch.setattr(verified, "md5_of", lambda path: pytest.fail("read"))
+    monkeypatch.setattr(verified, "digest_of", lambda *_: pytest.fail("read"))
     status, said = run(tmp_path, ONE, TWO, dry_run=True)
     assert status == 0 and "model.pt  (there)" in said and said.count("7 bytes  model.pt") == 2
     assert [path.name for path in folder.iterdir()] == ["model.pt"]

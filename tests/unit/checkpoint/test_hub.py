@@ -141,6 +141,20 @@ def test_a_cached_file_counts_in_its_size_be_it_from_another_commit(
     assert hub.cached_paths(NEMO, LISTING, cache_dir=tmp_path) == ({"nemo/a/0.0"} if counts else set())
 
 
+def test_a_cached_file_is_discarded_with_what_its_link_names(tmp_path: Path) -> None:
+    repository = tmp_path / "models--nvidia--N"
+    link = repository / f"snapshots/{SHA}/nemo/a/0.0"
+    for blob in ("b1", "old", "other"):
+        write(repository / "blobs" / blob, "ab")
+    link.parent.mkdir(parents=True)
+    link.symlink_to(repository / "blobs" / "old")
+    for _ in range(2):  # what is gone is no error
+        hub.discard_cached(NEMO, LISTING, "nemo/a/0.0", cache_dir=tmp_path)
+        assert not link.is_symlink()
+        assert [path.name for path in (repository / "blobs").iterdir()] == ["other"]
+    hub.discard_cached(NEMO, Listing(commit=SHA, files=()), "nemo/a/0.0", cache_dir=tmp_path)
+
+
 def test_a_file_whose_size_the_hub_does_not_tell_counts_if_it_is_there(tmp_path: Path) -> None:
     write(tmp_path / "a", "abc")
     assert hub.is_whole(tmp_path / "a", HubFile(path="a", size=0))

@@ -151,6 +151,29 @@ def test_a_given_path_that_does_not_exist_is_an_error_even_if_the_cache_has_the_
     assert WEIGHTS.repository in str(caught.value)
 
 
+@pytest.mark.parametrize("files", CONTENT, ids=CONTENT_IDS)
+def test_the_documented_name_is_looked_for_as_if_it_were_left_out(
+    files: HubFiles, places: dict[str, Path], downloads: list[str]
+) -> None:
+    name = Path(files.assets_name)
+    assert locate(files, given=name, download=False, **places) is None
+    with pytest.raises(LocateError, match="no route to host"):
+        locate(files, given=name, **places)
+    assert downloads == [files.repository]
+    cached = cached_repository(places["cache_dir"], files, CONTENT[files]) / files.subfolder
+    assert locate(files, given=name, **places) == cached
+    there = fill(places["assets_dir"] / name, CONTENT[files])
+    assert locate(files, given=name, **places) == there
+
+
+def test_a_part_that_a_model_comes_without_has_no_documented_name(
+    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name is empty, as a folder's own is."""
+    monkeypatch.chdir(tmp_path)
+    assert locate(upsampler_of(NANO), given=Path("."), **{**places, "assets_dir": None}) == Path(".")
+
+
 def test_an_assets_folder_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(LocateError, match=r"--cosmos_assets_dir .*absent is no folder"):
         locate(WEIGHTS, assets_dir=tmp_path / "absent")
@@ -292,14 +315,14 @@ def test_a_cache_that_is_found_needs_no_warning(
 
 
 @pytest.mark.parametrize("part", [weights_of, tokenizer_of, text_encoder_of, upsampler_of])
-def test_missing_predict1_files_name_their_own_door_and_flags(
+def test_missing_predict1_files_name_their_own_download(
     part: Callable[..., HubFiles], places: dict[str, Path]
 ) -> None:
     with pytest.raises(LocateError) as caught:
         locate(part(PREDICT1), **places)
     command = "--model_sizes 14B --family predict1 --model_types Text2World --checkpoint_dir checkpoints"
     assert f"python download/diffusion.py {command}" in str(caught.value)
-    assert "--checkpoint_dir (general.py: --cosmos_assets_dir)" in str(caught.value)
+    assert "or --cosmos_assets_dir" in str(caught.value)
     assert "disable_guardrail" not in str(caught.value)
 
 
@@ -338,7 +361,7 @@ def test_missing_weights_of_ones_own_say_where_to_put_them(
     text = str(caught.value)
     assert f"put model.pt or the NeMo folder at {places['assets_dir'] / OWN.name}" in text
     assert "standin" not in text and downloads == []
-    with pytest.raises(LocateError, match=rf"at checkpoints/{OWN.name} and pass --checkpoint_dir"):
+    with pytest.raises(LocateError, match=rf"at checkpoints/{OWN.name} and pass --cosmos_assets_dir"):
         locate(weights_of(OWN), **{**places, "assets_dir": None})
 
 

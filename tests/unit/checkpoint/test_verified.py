@@ -6,22 +6,28 @@ from pathlib import Path
 import pytest
 
 from cosmos_nemo.checkpoint import verified
-from cosmos_nemo.checkpoint.verified import is_noted_complete, is_verified, mismatches, note_complete
+from cosmos_nemo.checkpoint.verified import (
+    is_noted_complete,
+    mismatches,
+    note_complete,
+    noted_hashes,
+)
 
 SUM = hashlib.md5(b"content").hexdigest()
+HASH = hashlib.sha256(b"content").hexdigest()
 
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that were read."""
     seen: list[Path] = []
-    real = verified.md5_of
+    real = verified.digest_of
 
-    def md5_of(path: Path) -> str:
+    def digest_of(path: Path, algorithm: str) -> str:
         seen.append(path)
-        return real(path)
+        return real(path, algorithm)
 
-    monkeypatch.setattr(verified, "md5_of", md5_of)
+    monkeypatch.setattr(verified, "digest_of", digest_of)
     return seen
 
 
@@ -32,17 +38,56 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_file_is_read_once_and_again_when_it_changed(file: Path, hashed: list[Path]) -> None:
+@pytest.mark.parametrize(("published", "name"), [(SUM, "MD5"), (HASH, "SHA-256")])
+def test_a_file_is_read_once_and_again_when_it_changed(
+    published: str, name: str, file: Path, hashed: list[Path]
+) -> None:
     for _ in range(3):
-        assert mismatches(file.parent, {"model.pt": SUM}) == []
+        assert mismatches(file.parent, {"model.pt": published}) == []
     assert hashed == [file]
     os.utime(file, ns=(1, 1))
-    assert mismatches(file.parent, {"model.pt": SUM}) == [] and len(hashed) == 2
+    assert mismatches(file.parent, {"model.pt": published}) == [] and len(hashed) == 2
     file.write_bytes(b"contenT")
-    (wrong,) = mismatches(file.parent, {"model.pt": SUM})
-    assert (wrong.path, wrong.published) == (file, SUM)
-    assert wrong.is_md5 in str(wrong) and SUM in str(wrong) and str(file) in str(wrong)
-    assert len(mismatches(file.parent, {"model.pt": SUM})) == 1, "a wrong file is never taken for verified"
+    (wrong,) = mismatches(file.parent, {"model.pt": published})
+    assert (wrong.path, wrong.published) == (file, published)
+    assert str(wrong) == f"{file} has the {name} sum {wrong.found}, not the published {published}"
+    again = mismatches(file.parent, {"model.pt": published})
+    assert again == [wrong], "a wrong file is never taken for verified"
+
+
+def test_a_file_that_was_verified_by_another_kind_of_sum_is_read_again(
+    file: Path, hashed: list[Path]
+) -> None:
+    for published in (SUM, HASH, HASH):
+        assert mismatches(file.parent, {"model.pt": published}) == []
+    assert len(hashed) == 2
+
+
+def test_the_hashes_that_files_had_are_noted(file: Path) -> None:
+    (file.parent / "other.pt").write_bytes(b"content")
+    mismatches(file.parent, {"model.pt": HASH, "other.pt": SUM})
+    note_complete(file.parent, ["model.pt", "other.pt"])
+    assert noted_hashes(file.parent) == {"model.pt": HASH}
+    file.write_bytes(b"contenT")
+    assert len(mismatches(file.parent, noted_hashes(file.parent))) == 1
+
+
+def test_what_was_read_before_an_interrupt_is_not_read_again(
+    file: Path, hashed: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file.parent / "next.pt").write_bytes(b"content")
+    counting = verified.digest_of
+
+    def interrupted(path: Path, algorithm: str) -> str:
+        if path.name == "next.pt":
+            raise KeyboardInterrupt
+        return counting(path, algorithm)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(verified, "digest_of", interrupted)
+        mismatches(file.parent, {"model.pt": HASH, "next.pt": HASH})
+    assert mismatches(file.parent, {"model.pt": HASH, "next.pt": HASH}) == []
+    assert [path.name for path in hashed] == ["model.pt", "next.pt"]
 
 
 def test_another_published_sum_makes_the_file_be_read_again(file: Path) -> None:
@@ -56,7 +101,8 @@ def test_missing_files_are_no_mismatch(tmp_path: Path) -> None:
 
 def test_a_large_file_is_hashed_in_pieces(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verified, "_CHUNK", 3)
-    assert verified.md5_of(file) == SUM
+    assert verified.digest_of(file, "md5") == SUM
+    assert verified.digest_of(file, "sha256") == HASH
 
 
 def test_a_folder_is_complete_until_a_file_changes_its_size_or_goes(file: Path, hashed: list[Path]) -> None:
@@ -79,9 +125,9 @@ def test_a_folder_is_complete_until_a_file_changes_its_size_or_goes(file: Path, 
 def test_a_damaged_record_counts_as_none(file: Path, damage: str, hashed: list[Path]) -> None:
     mismatches(file.parent, {"model.pt": SUM})
     (file.parent / ".cache" / "cosmos_nemo.json").write_text(damage)
-    assert not is_verified(file.parent, "model.pt", SUM) and not is_noted_complete(file.parent)
+    assert not is_noted_complete(file.parent)
     assert mismatches(file.parent, {"model.pt": SUM}) == [] and len(hashed) == 2
-    assert is_verified(file.parent, "model.pt", SUM)
+    assert mismatches(file.parent, {"model.pt": SUM}) == [] and len(hashed) == 2
 
 
 def test_a_record_that_cannot_be_written_stops_nothing(file: Path) -> None:

@@ -96,8 +96,29 @@ def test_a_folder_of_ones_own_takes_the_sizes_of_the_named_model(tmp_path: Path)
     flags = ["--prompt", "x", "--checkpoint_dir", "c", "--diffusion_transformer_dir", "mine/run7"]
     setup = parse_text2world([*flags, "--model", FOURTEEN]).setup
     assert (setup.model, setup.nemo_checkpoint) == (FOURTEEN, Path("mine/run7"))
-    with pytest.raises(CatalogError, match="run7 is unknown"):
+    said = r"--diffusion_transformer_dir mine/run7 is no model's name: add --model NAME"
+    with pytest.raises(CatalogError, match=said):
         parse_text2world(flags)
+
+
+def test_a_misspelt_folder_is_answered_with_the_nearest_models_and_its_own_flag() -> None:
+    with pytest.raises(CatalogError, match=rf"Nearest: .*{FOURTEEN}") as caught:
+        parse_text2world(["--prompt", "x", "--diffusion_transformer_dir", "Cosmos-Predict1-14B-Text2Wrld"])
+    assert "--model Cosmos" not in str(caught.value)
+    with pytest.raises(CatalogError, match="--model 14B is unknown"):
+        parse_text2world(["--prompt", "x", "--model", "14B"])
+
+
+@pytest.mark.parametrize("file", ["model.pt", "model.safetensors", "transformer.bin"])
+def test_a_file_is_of_the_model_that_its_folder_is_called_after(file: str, tmp_path: Path) -> None:
+    folder = tmp_path / "c" / FOURTEEN
+    folder.mkdir(parents=True)
+    (folder / file).touch()
+    for given in (f"{FOURTEEN}/{file}", str(folder / file)):
+        setup = parse_text2world(
+            ["--prompt", "x", "--checkpoint_dir", "c", "--diffusion_transformer_dir", given]
+        ).setup
+        assert (setup.model, setup.nemo_checkpoint) == (FOURTEEN, Path(given))
 
 
 def test_a_cosmos_1_model_keeps_its_own_sampler_and_its_folder_may_hold_model_pt(tmp_path: Path) -> None:
@@ -138,6 +159,11 @@ def test_the_folders_of_the_other_models_count() -> None:
     assert setup.word_limit == 5
 
 
+def test_whatever_is_disabled_all_may_be_offloaded() -> None:
+    flags = ["--prompt", "x", "--disable_guardrail", "--disable_prompt_upsampler", "--offload", "all"]
+    assert parse_text2world(flags).setup.offload == frozenset(OFFLOADABLE)
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
@@ -150,6 +176,14 @@ def test_the_folders_of_the_other_models_count() -> None:
         (["--prompt", "x", "--batch_input_path", "b"], "--prompt has no effect"),
         (["--prompt", "x", "--replicas", "2"], "--replicas"),
         (["--prompt", "x", "--num_steps", "2.5"], "--num_steps 2.5"),
+        (
+            ["--prompt", "x", "--disable_guardrail", "--offload_guardrail_models"],
+            "--offload_guardrail_models has no effect beside --disable_guardrail. Pass one of them",
+        ),
+        (
+            ["--prompt", "x", "--disable_prompt_upsampler", "--offload_prompt_upsampler"],
+            "--offload_prompt_upsampler has no effect beside --disable_prompt_upsampler. Pass one of them",
+        ),
     ],
 )
 def test_a_flag_without_effect_or_sense_is_refused(flags: list[str], says: str) -> None:

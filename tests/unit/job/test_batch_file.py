@@ -11,8 +11,12 @@ TEMPLATE = Text2WorldRequest(prompt="", seed=7, negative_prompt="ugly", num_step
 
 
 def batch_of(folder: Path, *lines: str, end: str = "\n") -> BatchFile:
+    return batch_of_bytes(folder, end.join(lines).encode())
+
+
+def batch_of_bytes(folder: Path, content: bytes) -> BatchFile:
     path = folder / "batch.jsonl"
-    path.write_bytes(end.join(lines).encode())
+    path.write_bytes(content)
     return read_batch(path, template=TEMPLATE, folder=folder / "out")
 
 
@@ -52,10 +56,43 @@ def test_empty_and_bad_lines_keep_their_number_and_the_rest_goes_on(tmp_path: Pa
     ]
 
 
+@pytest.mark.parametrize(("value", "shown"), [("[" * 900 + "]" * 900, "a list"), ('{"a": 1}', "an object")])
+def test_what_is_no_text_is_not_written_out_at_length(tmp_path: Path, value: str, shown: str) -> None:
+    batch = batch_of(tmp_path, '{"prompt": "a"}', f'{{"prompt": {value}}}')
+    assert [str(line) for line in batch.bad_lines] == [f'line 2: "prompt" is {shown}, no text']
+
+
 def test_windows_files_read_like_others(tmp_path: Path) -> None:
     batch = batch_of(tmp_path, '\ufeff{"prompt": "a\u2028b"}', '{"prompt": "c"}', end="\r\n")
     assert [request.prompt for request in batch.requests] == ["a\u2028b", "c"]
     assert batch.bad_lines == ()
+
+
+def test_a_byte_that_is_no_utf_8_makes_one_bad_line(tmp_path: Path) -> None:
+    batch = batch_of_bytes(
+        tmp_path, b'\xef\xbb\xbf{"prompt": "a"}\r\n\r\n{"prompt": "caf\xe9"}\r\n{"prompt": "\xc3\xa9"}\r\n'
+    )
+    assert [(r.prompt, r.line_number) for r in batch.requests] == [("a", 1), ("\u00e9", 4)]
+    assert [str(line) for line in batch.bad_lines] == ["line 3: it is no UTF-8 (byte 0xe9 at position 15)"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+def test_a_file_in_another_unicode_is_refused_by_its_mark(tmp_path: Path, encoding: str) -> None:
+    content = '{"prompt": "a"}\n'
+    marked = content if encoding[-2:] not in ("le", "be") else f"\ufeff{content}"
+    with pytest.raises(RequestError, match=rf"batch\.jsonl is {encoding[:6].upper()}, not UTF-8"):
+        batch_of_bytes(tmp_path, marked.encode(encoding))
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[" * 200_000, '{"prompt": ' * 200_000, '{"prompt": "a", "x": ' + "[" * 99_999 + "]" * 99_999 + "}"],
+)
+def test_a_line_that_is_nested_without_end_is_bad_and_the_rest_goes_on(tmp_path: Path, line: str) -> None:
+    batch = batch_of(tmp_path, line, '{"prompt": "b"}')
+    assert [request.prompt for request in batch.requests] == ["b"]
+    (bad,) = batch.bad_lines
+    assert str(bad) == "line 1: it is nested too deeply"
 
 
 def test_fields_that_nothing_is_made_of_are_told(tmp_path: Path) -> None:

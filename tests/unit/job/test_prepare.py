@@ -23,6 +23,7 @@ from cosmos_nemo.parallel.environment import Ranks
 from cosmos_nemo.parallel.groups import start_alone
 from cosmos_nemo.plan import Plan
 from cosmos_nemo.request import RequestError, Setup, Text2WorldRequest
+from cosmos_nemo.stages.media import write_video
 from tests.fakes import CPU
 
 NANO = CARDS["Cosmos-Nano-Text2World"]
@@ -179,13 +180,15 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
 
 
 FLAGS = ["--nemo_checkpoint", "--tokenizer_dir", "--text_encoder_dir"]
+HUB: dict[str, Any] = {"model": RELEASED, "guardrails": False}
+"""A model that could be downloaded, and needs no more than the nano one."""
 
 
 def test_a_run_without_files_downloads_after_all_else_is_checked(
     looked: list[tuple[str, bool]], tmp_path: Path
 ) -> None:
     with pytest.raises(LocateError, match="downloaded"):
-        job_of(None, request=replace(REQUEST, video_path=tmp_path / "cat.npy"))
+        job_of(None, **HUB, request=replace(REQUEST, video_path=tmp_path / "cat.npy"))
     assert looked == [(flag, False) for flag in FLAGS] + [(FLAGS[0], True)]
 
 
@@ -207,14 +210,15 @@ def test_nothing_is_downloaded_for_a_request_that_cannot_be_served(
     if request_.video_path == REQUEST.video_path:
         request_ = replace(request_, video_path=tmp_path / "cat.npy")
     with pytest.raises((RequestError, BackendError)):
-        job_of(None, request=request_, **setup)
+        job_of(None, request=request_, **HUB, **setup)
     assert not any(download for _, download in looked)
 
 
 def test_a_dry_run_downloads_nothing_and_writes_nothing(
     looked: list[tuple[str, bool]], tmp_path: Path
 ) -> None:
-    job = job_of(None, dry_run=True, request=replace(REQUEST, video_path=tmp_path / "out" / "cat.npy"))
+    request = replace(REQUEST, video_path=tmp_path / "out" / "cat.npy")
+    job = job_of(None, **HUB, dry_run=True, request=request)
     assert looked == [(flag, False) for flag in FLAGS]
     assert job.files.found() == {}
     assert list(tmp_path.iterdir()) == []
@@ -236,7 +240,7 @@ def test_a_run_whose_files_are_here_looks_once_and_reads_no_weight(
     monkeypatch.setattr(files_module, "locate", locate)
     monkeypatch.setattr(Checkpoint, "read", read)
     assert tuple(job_of(assets).files.found()) == PARTS
-    assert seen == [False] * 3
+    assert len(seen) == 3
 
 
 def test_only_rank_0_which_writes_the_video_must_be_able_to(assets: Path) -> None:
@@ -446,6 +450,16 @@ def test_a_description_says_what_is_not_here_and_counts_calls_of_one_branch() ->
     assert "prompt upsampler" not in text
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_weights_of_ones_own_that_are_missing_are_not_looked_for_on_the_hub(
+    dry_run: bool, tmp_path: Path
+) -> None:
+    name = "Cosmos-Predict1-7B-Text2World_post-trained"
+    request = replace(REQUEST, video_path=tmp_path / "cat.npy")
+    with pytest.raises(LocateError, match=rf"{name} is the name for weights of your own, and there are none"):
+        job_of(None, dry_run=dry_run, request=request, model=name, guardrails=False)
+
+
 @pytest.mark.parametrize("offloaded", ["text_encoder", "denoise", "tokenizer"])
 def test_each_stage_is_parked_exactly_when_asked(assets: Path, offloaded: str) -> None:
     job, groups = job_of(assets, offload=frozenset([offloaded])), start_alone(CPU)
@@ -506,6 +520,25 @@ def test_a_batch_has_a_request_for_each_good_line(assets: Path, batch: Batch) ->
     assert [line.number for line in job.bad_lines] == [4, 5]
     assert job.bad_lines[1].reason.startswith("--seed -1 must lie between")
     assert "--batch_input_path line 4: it is no JSON" in describe(job)
+
+
+def test_a_description_of_a_batch_says_what_is_there_and_what_would_be_replaced(
+    assets: Path, batch: Batch
+) -> None:
+    """Unless a model is not here: then nobody knows which video would be made."""
+    job = job_of(assets, batch=batch, dry_run=True)
+    made, other = (request.video_path for request in job.requests[:2])
+    frames = torch.zeros(1, 2, 2, 3, dtype=torch.uint8)
+    for path, item in ((made, job.item_of(job.requests[0])), (other, "another")):
+        write_video(frames, path.with_suffix(".npy"), fps=1, prompt="", manifest={"item": item})
+        path.with_suffix(".npy").rename(path)
+    text, before = describe(job), sorted(batch.folder.iterdir())
+    assert "1 of 2 videos are there already" in text
+    assert f"1 of the 2 videos in {batch.folder} are of other requests and will be replaced" in text
+    without_weights = replace(job, files=replace(job.files, weights=None))
+    assert "replaced" not in describe(without_weights)
+    assert "replaced" not in describe(replace(job, is_batch=False))
+    assert sorted(batch.folder.iterdir()) == before
 
 
 def test_a_flag_that_no_line_can_be_served_with_is_refused(assets: Path, batch: Batch) -> None:

@@ -1,6 +1,10 @@
+import fcntl
 import hashlib
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import imageio
@@ -10,7 +14,7 @@ import torch
 
 from cosmos_nemo.request import RequestError
 from cosmos_nemo.stages import media
-from cosmos_nemo.stages.media import check_writable, write_video
+from cosmos_nemo.stages.media import check_writable, remove_leftovers, write_blocked, write_video
 
 FRAMES = (torch.arange(9)[:, None, None, None] * 20 + torch.zeros(9, 32, 48, 3)).to(torch.uint8)
 
@@ -52,6 +56,81 @@ def test_an_interrupt_leaves_what_was_there_and_nothing_half_written(
     assert sorted(os.listdir(tmp_path)) == ["a.json", "a.mp4", "a.txt"]
     assert (tmp_path / "a.txt").read_text() == "old"
     assert json.loads((tmp_path / "a.json").read_text())["seed"] == 1
+
+
+_DIES = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from cosmos_nemo.stages import media
+
+def die(frames, path, fps):
+    path.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+media._write_npy = die
+frames = torch.zeros(1, 2, 2, 3, dtype=torch.uint8)
+media.write_video(frames, Path(sys.argv[1]), fps=1, prompt="", manifest={})
+"""
+
+
+def killed_while_writing(path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", _DIES, str(path)], timeout=120)
+    assert done.returncode == -signal.SIGKILL
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write_of_the_same_video(tmp_path: Path) -> None:
+    killed_while_writing(tmp_path / "1.npy")
+    assert len(os.listdir(tmp_path)) == 3
+    for other in ("0.npy", "11.npy"):
+        write_video(FRAMES, tmp_path / other, fps=24, prompt="", manifest={})
+    write_blocked(tmp_path / "0.npy", manifest={})
+    assert len([name for name in os.listdir(tmp_path) if name.startswith(".1.")]) == 3
+    write_video(FRAMES, tmp_path / "1.npy", fps=24, prompt="", manifest={})
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+
+
+def test_what_a_killed_writer_left_can_be_removed_without_a_write(tmp_path: Path) -> None:
+    killed_while_writing(tmp_path / "v.1.npy")
+    (tmp_path / ".v.1.0123abcd.part.own").mkdir()
+    (tmp_path / ".v.1.note.part.txt").write_text("a person's own")
+    (tmp_path / ".v.1.blocked.0123abcd.part.json").write_text("half")
+    remove_leftovers(tmp_path / "v.npy")
+    assert len(os.listdir(tmp_path)) == 6
+    remove_leftovers(tmp_path / "v.1.npy")
+    assert sorted(os.listdir(tmp_path)) == [".v.1.0123abcd.part.own", ".v.1.note.part.txt"]
+    remove_leftovers(tmp_path / "nowhere" / "v.npy")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_files_of_a_living_writer_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs may write the same video: neither takes the other's file for a dead one's."""
+    path, write = tmp_path / "0.npy", media._write_npy
+
+    def meanwhile(frames: torch.Tensor, part: Path, fps: int) -> None:
+        monkeypatch.setattr(media, "_write_npy", write)
+        before = set(os.listdir(tmp_path))
+        remove_leftovers(path)
+        assert set(os.listdir(tmp_path)) == before and len(before) == 3
+        write_video(frames + 1, path, fps=fps, prompt="the other's", manifest={})
+        write(frames, part, fps)
+
+    monkeypatch.setattr(media, "_write_npy", meanwhile)
+    write_video(FRAMES, path, fps=24, prompt="mine", manifest={})
+    assert (tmp_path / "0.txt").read_text() == "mine"
+    assert numpy.array_equal(numpy.load(path), FRAMES.numpy())
+    assert sorted(os.listdir(tmp_path)) == ["0.json", "0.npy", "0.txt"]
+
+
+def test_without_locks_nothing_is_taken_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".0.0123abcd.part.mp4").write_bytes(b"half")
+
+    def refuse(*_: object) -> None:
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    remove_leftovers(tmp_path / "0.mp4")
+    assert os.listdir(tmp_path) == [".0.0123abcd.part.mp4"]
 
 
 def test_a_video_that_ffmpeg_could_not_finish_is_an_error_and_not_a_file(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cosmos_nemo.stages.media import blocked_path, file_digest, write_blocked, write_video
-from cosmos_nemo.stages.records import Past, past_of
+from cosmos_nemo.stages.records import Past, past_lines, past_of, resume
 
 FRAMES = torch.zeros(3, 4, 4, 3, dtype=torch.uint8)
 
@@ -23,11 +23,17 @@ def test_a_video_is_made_only_for_the_very_item(tmp_path: Path) -> None:
     assert past_of(path, "a") is Past.OPEN
     write(path, item="a")
     assert past_of(path, "a") is Past.MADE
-    assert past_of(path, "b") is Past.OPEN
+    assert past_of(path, "b") is Past.OTHER
 
 
-@pytest.mark.parametrize("damage", ["truncated", "removed", "replaced", "no manifest", "half a manifest"])
-def test_what_is_damaged_is_made_again(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "past"),
+    [
+        *(("truncated", Past.OPEN), ("removed", Past.OPEN), ("replaced", Past.OPEN)),
+        *(("no manifest", Past.OTHER), ("half a manifest", Past.OTHER)),
+    ],
+)
+def test_what_is_damaged_is_made_again(tmp_path: Path, damage: str, past: Past) -> None:
     path, manifest = tmp_path / "0.npy", tmp_path / "0.json"
     write(path, item="a")
     if damage == "truncated":
@@ -40,7 +46,65 @@ def test_what_is_damaged_is_made_again(tmp_path: Path, damage: str) -> None:
         manifest.unlink()
     else:
         manifest.write_text(manifest.read_text()[:-9])
-    assert past_of(path, "a") is Past.OPEN
+    assert past_of(path, "a") is past and past.is_open
+
+
+def test_only_what_is_made_or_blocked_is_not_made() -> None:
+    assert [past for past in Past if not past.is_open] == [Past.MADE, Past.BLOCKED]
+
+
+@pytest.mark.parametrize("now", [None, "", "a cat, se", "a\r\nb"])
+def test_the_prompt_of_a_finished_video_is_restored_from_its_manifest(
+    tmp_path: Path, now: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, prompt = tmp_path / "0.npy", tmp_path / "0.txt"
+    text = "a\nb" if now and "\r" in now else "a cat, seen at length"
+    write_video(FRAMES, path, fps=24, prompt=text, manifest={"item": "a", "prompt": text})
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    if now is None:
+        prompt.unlink()
+    else:
+        prompt.write_bytes(now.encode())
+    assert past_of(path, "a") is Past.MADE
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} != before, "looking changes nothing"
+    assert resume(path, "a") is Past.MADE
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert "0.txt" in caplog.text and "0.json" in caplog.text
+    caplog.clear()
+    mtime = prompt.stat().st_mtime_ns
+    assert resume(path, "a") is Past.MADE
+    assert prompt.stat().st_mtime_ns == mtime and not caplog.records
+
+
+def test_the_prompt_of_another_video_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "0.npy"
+    write_video(FRAMES, path, fps=24, prompt="x", manifest={"item": "a", "prompt": "x"})
+    (tmp_path / "0.txt").write_text("a person's note")
+    assert resume(path, "b") is Past.OTHER
+    assert (tmp_path / "0.txt").read_text() == "a person's note"
+
+
+def test_a_manifest_without_a_prompt_restores_none(tmp_path: Path) -> None:
+    write(tmp_path / "0.npy", item="a")
+    (tmp_path / "0.txt").unlink()
+    assert resume(tmp_path / "0.npy", "a") is Past.MADE
+    assert not (tmp_path / "0.txt").exists()
+
+
+def test_resuming_removes_what_a_killed_run_left(tmp_path: Path) -> None:
+    (tmp_path / ".0.0123abcd.part.mp4").write_bytes(b"half")
+    (tmp_path / ".1.0123abcd.part.mp4").write_bytes(b"half")
+    assert resume(tmp_path / "0.mp4", "a") is Past.OPEN
+    assert [p.name for p in tmp_path.iterdir()] == [".1.0123abcd.part.mp4"]
+
+
+def test_what_is_there_and_what_will_be_replaced_is_told_in_a_line_each() -> None:
+    pasts = [Past.MADE, Past.OTHER, Past.OPEN, Past.OTHER, Past.BLOCKED]
+    assert past_lines(pasts, Path("out")) == [
+        "1 of 5 videos are there already",
+        "2 of the 5 videos in out are of other requests and will be replaced",
+    ]
+    assert past_lines([Past.OPEN], Path("out")) == []
 
 
 def test_a_blocked_item_is_remembered_and_an_older_video_stays(tmp_path: Path) -> None:
@@ -50,6 +114,7 @@ def test_a_blocked_item_is_remembered_and_an_older_video_stays(tmp_path: Path) -
     write_blocked(path, manifest={"item": "a"})
     assert past_of(path, "a") is Past.BLOCKED
     assert past_of(path, "old") is Past.MADE
+    assert past_of(path, "new") is Past.OTHER
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p != blocked_path(path)} == before
 
 

@@ -1,12 +1,17 @@
 import argparse
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from cosmos_nemo.catalog import CARDS, overrides_of, with_overrides
+from cosmos_nemo.checkpoint.card_file import read_card_file, write_card_file
 from cosmos_nemo.checkpoint.convert import convert as convert_library
 from cosmos_nemo.checkpoint.reader import open_checkpoint
 from cosmos_nemo.tools import convert
+from tests.unit.checkpoint.conftest import SHAPE
 
 ZARR = Path(__file__).parents[2] / "golden" / "nemo_text_zarr"
 
@@ -38,6 +43,48 @@ def test_it_writes_the_layout_and_says_so(run, tmp_path, to, layout):
     assert f"{tmp_path / 'new'}: " in out
     assert f"{tmp_path / 'new' / 'card.json'} says how it differs" in out
     assert open_checkpoint(tmp_path / "new").layout == layout
+
+
+SEVEN, NANO = "Cosmos-Predict1-7B-Text2World", "Cosmos-Nano-Text2World"
+NEAREST = "Cosmos-1.0-Diffusion-7B-Text2World"
+"""To the sizes of the tiny network."""
+
+
+def standin(folder, *, of):
+    """The tiny network as if it were a small copy of the model called `of`."""
+    shutil.copytree(ZARR, folder)
+    card = CARDS[of]
+    write_card_file(folder, overrides_of(replace(card, network=SHAPE), card))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "place", [SEVEN, f"{SEVEN}/nemo", f"models--nvidia--{SEVEN}/snapshots/0123abcd/nemo"]
+)
+def test_a_folder_with_a_card_file_is_of_the_model_it_is_called_after(run, tmp_path, monkeypatch, place):
+    source = standin(tmp_path / place, of=SEVEN)
+    monkeypatch.chdir(source.parent)
+    status, out, error = run(source.name, tmp_path / "new", "--to", "predict1")
+    assert (status, error) == (0, "")
+    assert f"{SEVEN}, as predict1" in out
+    assert with_overrides(CARDS[SEVEN], read_card_file(tmp_path / "new")).network == SHAPE
+    status, out, _ = run(tmp_path / "new" / "model.pt", tmp_path / "again", "--to", "nemo", "--model", SEVEN)
+    assert status == 0 and f"{SEVEN}, as nemo" in out
+
+
+def test_a_flag_counts_more_than_the_folders_name(run, tmp_path):
+    source = standin(tmp_path / SEVEN, of=NANO)
+    status, out, _ = run(source, tmp_path / "new", "--to", "nemo", "--model", NANO)
+    assert status == 0 and f"{NANO}, as nemo" in out
+
+
+@pytest.mark.parametrize("name", ["mine", SEVEN])
+def test_without_a_card_file_or_a_models_name_the_sizes_tell(run, tmp_path, name):
+    source = standin(tmp_path / name, of=NANO)
+    if name == SEVEN:
+        (source / "card.json").unlink()
+    status, out, _ = run(source, tmp_path / "new", "--to", "nemo")
+    assert status == 0 and f"{NEAREST}, as nemo" in out
 
 
 @pytest.mark.parametrize("to", ["nemo", "predict1"])

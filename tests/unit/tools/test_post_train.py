@@ -84,7 +84,7 @@ def test_a_run_from_scratch_writes_a_checkpoint_of_the_cards_size(
     assert {name: tuple(weight.shape) for name, weight in weights.items()} == parameter_shapes(NANO.network)
     assert all(weight.isfinite().all() for weight in weights.values())
     about = json.loads((path / "context" / "training.json").read_text())
-    assert about["data"].endswith("samples0") and "torch" in about["versions"]
+    assert Path(about["data"]).name.startswith("samples") and "torch" in about["versions"]
 
 
 def test_the_card_file_of_the_checkpoint_decides_the_size(
