@@ -1,6 +1,5 @@
 """The prompt upsampler: a language model that describes at length the scene that a prompt names."""
 
-import json
 import logging
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from cosmos_nemo.checkpoint.language_names import language_rules
 from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError, open_checkpoint
 from cosmos_nemo.stages.base import Stage
 from cosmos_nemo.stages.item_error import ItemError
+from cosmos_nemo.stages.json_file import read_json
 from cosmos_nemo.stages.language_model import answer_tokens, build_mistral
 from cosmos_nemo.stages.upsampled_text import clean_answer
 
@@ -152,8 +152,8 @@ class PromptUpsampler(Stage):
 def check_upsampler(folder: Path, shape: LanguageShape) -> None:
     """CheckpointError unless `folder` holds a model of that shape and its tokenizer; reads no weights."""
     language_rules(shape, _open_weights(folder))
-    vocabulary = _read_json(folder / _TOKENIZER)
-    settings = [_read_json(path) for name in _TOKENIZER_SETTINGS if (path := folder / name).is_file()]
+    vocabulary = read_json(folder / _TOKENIZER, lacking="has no tokenizer")
+    settings = [read_json(path) for name in _TOKENIZER_SETTINGS if (path := folder / name).is_file()]
     specials = {token.get("content") for token in vocabulary.get("added_tokens", [])}
     if not any(each.get("eos_token") for each in settings):
         raise CheckpointError(
@@ -173,15 +173,3 @@ def _open_weights(folder: Path) -> Checkpoint:
     """model.pt, the released file, whatever lies beside it; else the folder's only checkpoint."""
     released = folder / "model.pt"
     return open_checkpoint(released if released.is_file() else folder)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} has no tokenizer: {path.name} is missing.") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, but holds a {type(content).__name__}.")
-    return content

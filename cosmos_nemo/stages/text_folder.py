@@ -1,13 +1,12 @@
 """What lies in a T5 folder, judged from names, headers and lengths, without reading its weights."""
 
 import hashlib
-import json
 import zipfile
 from pathlib import Path
-from typing import Any
 
 from cosmos_nemo.checkpoint.fingerprint import fingerprint
 from cosmos_nemo.checkpoint.reader import CheckpointError, open_checkpoint
+from cosmos_nemo.stages.json_file import read_json
 
 _TOKENIZER = "tokenizer.json"
 """The fast tokenizer's file. A folder with spiece.model alone would need sentencepiece to convert it."""
@@ -33,7 +32,7 @@ def check_text_folder(folder: Path, *, text_dim: int) -> None:
 
     Needs: config.json, a tokenizer, and weights whose every shard exists and is as long as it says it is.
     """
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json", lacking="is no T5 folder")
     if config.get("model_type") != "t5":
         raise CheckpointError(
             f"{folder} holds a {config.get('model_type')} model where a T5 is needed: "
@@ -57,7 +56,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         raise CheckpointError(f"{folder} has no weights: none of {', '.join(_WEIGHTS)} is there.")
     if found.suffix != ".json":
         return (found,)
-    shards = sorted(set(_read_json(found).get("weight_map", {}).values()))
+    shards = sorted(set(read_json(found, lacking="is no T5 folder").get("weight_map", {}).values()))
     missing = [name for name in shards if not (folder / name).is_file()]
     if missing or not shards:
         raise CheckpointError(
@@ -76,18 +75,6 @@ def text_folder_identity(folder: Path) -> str:
     for path in weight_files(folder):
         digest.update(fingerprint(path).encode() + b"\0")
     return digest.hexdigest()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} is no T5 folder: {path.name} is missing.") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, but holds a {type(content).__name__}.")
-    return content
 
 
 def _check_length(path: Path) -> None:

@@ -3,7 +3,6 @@
 B frames, H W rows and columns, D width of the features.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,11 @@ from torch.nn import functional as F
 
 from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError, open_checkpoint
 from cosmos_nemo.stages.guardrail.filling import check_same_tensors, fill
+from cosmos_nemo.stages.json_file import read_json
 
 REPOSITORY = "google/siglip-so400m-patch14-384"
 CACHE_NAME = "models--" + REPOSITORY.replace("/", "--")
+_LACKING = "is no complete SigLIP (copy or download the guardrail again)"
 _PLAIN_NAMES = (REPOSITORY, REPOSITORY.partition("/")[2])
 
 _POSITIONS = "embeddings.position_ids"
@@ -61,7 +62,7 @@ def siglip_folder(folder: Path) -> Path:
 
 def check_siglip(folder: Path) -> int:
     """The width D of the features; CheckpointError unless `folder` is a complete SigLIP."""
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json", lacking=_LACKING)
     if config.get("model_type") not in ("siglip", "siglip_vision_model"):
         raise CheckpointError(
             f"{folder} holds a {config.get('model_type')} model where a SigLIP is needed: config.json must "
@@ -146,20 +147,7 @@ def _check_preparation(folder: Path, *, size: int) -> None:
     """CheckpointError if the file's pictures are to be prepared in another way than to_pixels does."""
     path = folder / "preprocessor_config.json"
     asked = _PREPARATION | {"size": {"height": size, "width": size}}
-    found = _read_json(path)
+    found = read_json(path, lacking=_LACKING)
     for key, value in asked.items():
         if key in found and found[key] != value:
             raise CheckpointError(f"{path} says {key} {found[key]}, but only {value} is known here.")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        where = "is a link to a file that is not there" if path.is_symlink() else "is missing"
-        raise CheckpointError(f"{path} {where}: copy or download the guardrail again.") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, but holds a {type(content).__name__}.")
-    return content

@@ -1,13 +1,12 @@
 """What lies in a Llama Guard folder, judged from its configuration and from the headers of its weights."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError, open_checkpoint
+from cosmos_nemo.stages.json_file import read_json
 from cosmos_nemo.stages.text_folder import weight_files
 
 _TOKENIZER = "tokenizer.json"
@@ -43,7 +42,7 @@ def guard_tokenizer(folder: Path) -> Any:
 def end_tokens(folder: Path, tokenizer: Any) -> list[int]:
     """The tokens that end an answer: those of generation_config.json, else the tokenizer's own."""
     path = folder / "generation_config.json"
-    ends = read_json(path).get("eos_token_id") if path.is_file() else None
+    ends = read_json(path, lacking="is no Llama Guard folder").get("eos_token_id") if path.is_file() else None
     if ends is None:
         ends = tokenizer.eos_token_id
     if ends is None:
@@ -56,7 +55,7 @@ def empty_guard(folder: Path) -> nn.Module:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    kind = read_json(folder / "config.json").get("model_type")
+    kind = read_json(folder / "config.json", lacking="is no Llama Guard folder").get("model_type")
     if kind != "llama":
         raise CheckpointError(
             f"{folder} holds a {kind} model where Llama Guard is needed: "
@@ -98,16 +97,3 @@ def stored_weights(folder: Path, model: nn.Module) -> dict[str, Checkpoint]:
                 f"but config.json makes it {tuple(parameter.shape)}."
             )
     return {name: stored[name] for name in expected}
-
-
-def read_json(path: Path) -> Mapping[str, Any]:
-    """CheckpointError if the file is missing or holds no JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} is no Llama Guard folder: {path.name} is missing.") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, but holds a {type(content).__name__}.")
-    return content
