@@ -14,6 +14,7 @@ import numpy
 import pytest
 
 from cosmos_nemo.cli import text2world
+from cosmos_nemo.stages.media import file_digest
 from tests.doors import commands
 from tests.doors.instant import help_of
 from tests.doors.test_general import SMALL, Ended, _load
@@ -453,3 +454,29 @@ def test_errors_name_only_flags_that_this_door_has(run_here: Run, flags: list[st
     command = re.compile(r"`.*?`|torchrun --\S+")
     named = set(re.findall(r"--[a-z][a-z0-9_]*", command.sub("", ended.stderr)))
     assert names in named and named <= own
+
+
+def test_two_runs_at_once_in_one_folder_leave_whole_videos_each_with_its_own_manifest(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    folder, started = tmp_path / "shared", []
+    for seed in (1, 2):
+        file = tmp_path / f"{seed}.jsonl"
+        file.write_text("".join(f'{{"prompt": "ball {i} of {seed}"}}\n' for i in range(4)))
+        flags = ["--checkpoint_dir", str(checkpoints), "--batch_input_path", str(file), *SMALL]
+        flags += ["--seed", str(seed), "--disable_prompt_upsampler", "--disable_guardrail"]
+        environment = launcher.clean_environment(COSMOS_NEMO_CACHE="")
+        started.append(
+            launcher.start(TEXT2WORLD, *flags, "--video_save_folder", str(folder), environment=environment)
+        )
+    ended = launcher.wait_for(started, timeout=120)
+    assert [one.status for one in ended] == [0, 0], ended[0].err + ended[1].err
+    assert {path.name for path in folder.iterdir()} == {f"{i}{e}" for i in range(4) for e in _ENDINGS}
+    for i in range(4):
+        manifest = _manifest(folder / f"{i}.mp4")
+        assert manifest["video_sha256"] == file_digest(folder / f"{i}.mp4")
+        assert (folder / f"{i}.txt").read_text() == manifest["prompt"]
+        assert manifest["prompt"] == f"ball {i} of {manifest['request']['seed']}"
+
+
+_ENDINGS = (".mp4", ".txt", ".json")
