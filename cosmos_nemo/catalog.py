@@ -18,6 +18,10 @@ class Task(Enum):
     """What a model does; picks the pipeline."""
 
     TEXT2WORLD = "text2world"
+    VIDEO2WORLD = "video2world"
+    """Goes on from the last frames of an image or a video."""
+    WORLD_INTERPOLATOR = "world_interpolator"
+    """Fills in frames between those of a video."""
 
 
 class CatalogError(ValueError):
@@ -141,6 +145,8 @@ class ModelCard:
     video: VideoLimits
     sources: Sources
     upsampler: LanguageShape = LanguageShape()
+    vision: VisionShape = VisionShape()
+    """Of the upsampler, where it looks at images: for every task but TEXT2WORLD."""
     sampler: str = "RES"
     num_steps: int = 35
     guidance: float = 7.0

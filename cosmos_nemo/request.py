@@ -25,6 +25,9 @@ SAMPLER_NAMES = ("RES", "RES-1euler", "RES-2mid", "EDM")
 OFFLOADABLE = ("prompt_upsampler", "guardrails", "text_encoder", "denoise", "tokenizer")
 """In the order in which they are first used; "guardrails" are both guards."""
 VIDEO_SUFFIXES = (".mp4", ".npy")
+GIVEN_FRAMES = (1, 9)
+"""Frames that a Video2World may go on from: one latent frame, or two."""
+_MAX_CHUNKS = 50
 _MAX_SEED = 2**32 - 1
 _MAX_STEPS = 100_000
 
@@ -88,6 +91,43 @@ class Text2WorldRequest:
         return 1 if self.guidance in (0.0, -1.0) else 2
 
 
+@dataclass(frozen=True, kw_only=True)
+class Video2WorldRequest(Text2WorldRequest):
+    """A video that goes on from the last frames of an image or a video.
+
+    What is longer than the network makes at once is made in chunks, each of which goes on from the end of the
+    one before.
+    """
+
+    visual_input: Path
+    num_input_frames: int = 1
+    """Of the visual input, its last ones: 1 or 9."""
+    num_overlap_frames: int = 9
+    """Of the chunk before, its last ones: 1 or 9."""
+    keeps_input_size: bool = False
+    """The frames written have the visual input's size; they are made in `height` and `width` all the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpolationRequest(Text2WorldRequest):
+    """Frames between those of a video; `num_frames` counts those of one clip, with its two given frames."""
+
+    visual_input: Path
+    num_input_frames: int = 2
+    """That the visual input must have at least."""
+    frame_stride: int = 1
+    """Frames of the visual input from one given frame to the next."""
+    frame_index_start: int = 0
+    """The first given frame."""
+    num_frame_pairs: int | None = None
+    """How many clips; None: as many as the visual input has."""
+    draws_noise: bool = False
+    """Other noise on the given frames at every step, as released."""
+
+
+VisualRequest = Video2WorldRequest | InterpolationRequest
+
+
 def validate_setup(setup: Setup) -> None:
     """RequestError for a value that no machine could serve."""
     _one_of("--backend", setup.backend, BACKENDS)
@@ -104,9 +144,12 @@ def validate_setup(setup: Setup) -> None:
     _at_least("--word_limit_to_skip_upsampler", setup.word_limit, 0)
 
 
-def validate_request(request: Text2WorldRequest, card: ModelCard) -> None:
-    """RequestError, naming the flag, the value and the way out, unless `card` can make this video."""
-    if not request.prompt.strip():
+def validate_request(request: Text2WorldRequest, card: ModelCard, *, prompt_is_made: bool = False) -> None:
+    """RequestError, naming the flag, the value and the way out, unless `card` can make this video.
+
+    prompt_is_made: an upsampler describes the visual input, and no prompt is needed.
+    """
+    if not request.prompt.strip() and not prompt_is_made:
         raise RequestError("--prompt is empty. Describe the video to make.")
     for flag, text in (
         ("--prompt", request.prompt),
@@ -116,7 +159,7 @@ def validate_request(request: Text2WorldRequest, card: ModelCard) -> None:
         _unicode(flag, text)
     _size("--height", request.height, card, card.network.max_latent_height)
     _size("--width", request.width, card, card.network.max_latent_width)
-    _frames(request.num_frames, card)
+    _frames(request, card)
     _at_least("--fps", request.fps, 1)
     _at_least("--num_steps", request.num_steps, 1)
     if request.num_steps > _MAX_STEPS:
@@ -126,6 +169,12 @@ def validate_request(request: Text2WorldRequest, card: ModelCard) -> None:
     _one_of("--sampler", request.sampler, SAMPLER_NAMES)
     if not 0 <= request.seed <= _MAX_SEED:
         raise RequestError(f"--seed {request.seed} must lie between 0 and {_MAX_SEED}.")
+    if isinstance(request, Video2WorldRequest):
+        _given_frames("--num_input_frames", request.num_input_frames, request)
+        if request.num_frames > card.video.max_frames:
+            _given_frames("--num_overlap_frames", request.num_overlap_frames, request)
+    if isinstance(request, InterpolationRequest):
+        _interpolation(request)
     if request.video_path.suffix.lower() not in VIDEO_SUFFIXES:
         raise RequestError(
             f"--video_save_path {request.video_path} must end in {' or '.join(VIDEO_SUFFIXES)}, "
@@ -134,9 +183,11 @@ def validate_request(request: Text2WorldRequest, card: ModelCard) -> None:
 
 
 def latent_shape(request: Text2WorldRequest, card: ModelCard) -> tuple[int, int, int, int, int]:
-    """B, C, T, H, W of the latent of one video."""
+    """B, C, T, H, W of the latent of one video, or of one clip of an interpolation."""
     tokenizer = card.tokenizer
     frames = (request.num_frames - 1) // tokenizer.temporal_compression + 1
+    if isinstance(request, InterpolationRequest):  # its last frame is a latent frame of its own
+        frames = (request.num_frames - 2) // tokenizer.temporal_compression + 2
     side = tokenizer.spatial_compression
     return 1, tokenizer.latent_channels, frames, request.height // side, request.width // side
 
@@ -159,17 +210,43 @@ def _size(flag: str, value: int, card: ModelCard, max_latent: int) -> None:
         )
 
 
-def _frames(value: int, card: ModelCard) -> None:
-    video, step = card.video, card.tokenizer.temporal_compression
-    if video.min_frames <= value <= video.max_frames and value % step == 1:
+def _frames(request: Text2WorldRequest, card: ModelCard) -> None:
+    video, step, value = card.video, card.tokenizer.temporal_compression, request.num_frames
+    if isinstance(request, InterpolationRequest):
+        if value != video.num_frames:
+            raise RequestError(
+                f"--num_video_frames {value} does not fit {card.name}: its clips have {video.num_frames} "
+                f"frames, the two given ones among them. Pass {video.num_frames}."
+            )
         return
-    below = min(max((value - 1) // step * step + 1, video.min_frames), video.max_frames)
-    above = min(below + step, video.max_frames)
+    chunks = _MAX_CHUNKS if isinstance(request, Video2WorldRequest) else 1
+    most = chunks * (video.max_frames - 1) + 1
+    if video.min_frames <= value <= most and value % step == 1:
+        return
+    below = min(max((value - 1) // step * step + 1, video.min_frames), most)
+    above = min(below + step, most)
     ways = str(below) if above == below else f"{below} or {above}"
     raise RequestError(
         f"--num_video_frames {value} does not fit {card.name}: it makes {step}k+1 frames from "
-        f"{video.min_frames} to {video.max_frames}. Pass {ways}."
+        f"{video.min_frames} to {most}. Pass {ways}."
     )
+
+
+def _given_frames(flag: str, value: int, request: Video2WorldRequest) -> None:
+    if value not in GIVEN_FRAMES:
+        raise RequestError(f"{flag} {value} must be {' or '.join(map(str, GIVEN_FRAMES))}.")
+    if value >= request.num_frames:
+        raise RequestError(
+            f"{flag} {value} leaves nothing of --num_video_frames {request.num_frames} to make: pass more."
+        )
+
+
+def _interpolation(request: InterpolationRequest) -> None:
+    _at_least("--num_input_frames", request.num_input_frames, 1)
+    _at_least("--frame_stride", request.frame_stride, 1)
+    _at_least("--frame_index_start", request.frame_index_start, 0)
+    if request.num_frame_pairs is not None:
+        _at_least("--num_frame_pairs", request.num_frame_pairs, 1)
 
 
 def _at_least(flag: str, value: int, least: int) -> None:

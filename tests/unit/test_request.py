@@ -2,6 +2,7 @@ import hashlib
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,9 +10,11 @@ from cosmos_nemo.catalog import CARDS
 from cosmos_nemo.request import (
     DEFAULT_NEGATIVE_PROMPT,
     SAMPLER_NAMES,
+    InterpolationRequest,
     RequestError,
     Setup,
     Text2WorldRequest,
+    Video2WorldRequest,
     latent_shape,
     validate_request,
     validate_setup,
@@ -106,3 +109,54 @@ def test_every_sampler_name_is_a_sampler() -> None:
     from cosmos_nemo.sampling.samplers import SAMPLERS
 
     assert set(SAMPLER_NAMES) == set(SAMPLERS)
+
+
+V2W = Video2WorldRequest(prompt="x", visual_input=Path("a.png"))
+CLIP = replace(CARD, video=replace(CARD.video, num_frames=10, min_frames=10, max_frames=10))
+BETWEEN = InterpolationRequest(prompt="x", visual_input=Path("a.mp4"), num_frames=10)
+
+
+@pytest.mark.parametrize("frames", [9 + 8, 121, 129, 241, 6001])
+def test_a_world_that_goes_on_may_be_longer_than_the_network_makes_at_once(frames: int) -> None:
+    for given in (1, 9):
+        validate_request(replace(V2W, num_frames=frames, num_input_frames=given), CARD)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_frames": 120}, "--num_video_frames 120 .* Pass 113 or 121"),
+        ({"num_frames": 6009}, "from 9 to 6001. Pass 6001"),
+        ({"num_input_frames": 2}, "--num_input_frames 2 must be 1 or 9"),
+        ({"num_input_frames": 9, "num_frames": 9}, "leaves nothing of --num_video_frames 9"),
+        ({"num_overlap_frames": 5, "num_frames": 129}, "--num_overlap_frames 5 must be 1 or 9"),
+        ({"prompt": " "}, "--prompt is empty"),
+    ],
+)
+def test_a_world_that_cannot_go_on_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        validate_request(replace(V2W, **changes), CARD)
+
+
+def test_the_frames_between_two_have_a_latent_frame_for_the_last() -> None:
+    validate_request(BETWEEN, CLIP)
+    assert latent_shape(BETWEEN, CLIP) == (1, 16, 3, 88, 160)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_frames": 121}, "--num_video_frames 121 .* clips have 10 frames"),
+        ({"frame_stride": 0}, "--frame_stride 0 must be at least 1"),
+        ({"frame_index_start": -1}, "--frame_index_start -1 must be at least 0"),
+        ({"num_frame_pairs": 0}, "--num_frame_pairs 0 must be at least 1"),
+        ({"num_input_frames": 0}, "--num_input_frames 0 must be at least 1"),
+    ],
+)
+def test_an_interpolation_that_cannot_be_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        validate_request(replace(BETWEEN, **changes), CLIP)
+
+
+def test_who_has_the_visual_input_described_needs_no_prompt() -> None:
+    validate_request(replace(V2W, prompt=""), CARD, prompt_is_made=True)
