@@ -11,9 +11,8 @@ from cosmos_nemo.job import Job
 from cosmos_nemo.parallel.groups import Groups
 from cosmos_nemo.parallel.rank_zero import only_rank_zero, rank_zero
 from cosmos_nemo.parallel.turns import Turns
-from cosmos_nemo.pipelines.text2world import Text2World, Video
+from cosmos_nemo.pipelines.base import OnProgress, Pipeline, Video
 from cosmos_nemo.request import Text2WorldRequest
-from cosmos_nemo.sampling.samplers import OnStep
 from cosmos_nemo.stages.base import Costs, Stage
 from cosmos_nemo.stages.guardrail.outcome import Blocked
 from cosmos_nemo.stages.item_error import ItemError
@@ -23,6 +22,7 @@ from cosmos_nemo.stages.records import Past, past_lines, resume
 logger = logging.getLogger(__name__)
 
 Tell = Callable[[str], None]
+AnyPipeline = Pipeline[Any, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +42,19 @@ class Tally:
 
 def make_items(
     job: Job,
-    pipeline: Text2World,
+    pipeline: AnyPipeline,
     groups: Groups,
     *,
     tell: Tell,
-    on_step: Callable[[], OnStep | None],
+    on_progress: OnProgress,
     versions: Mapping[str, str],
     turns: Turns,
 ) -> Tally:
     """Makes what is still to be made, one by one on each replica; the tally of all replicas, on every rank.
 
-    tell: gets lines for people, on the first rank of each replica. on_step: makes a progress callback for
-    one video. In a batch, Blocked and ItemError are the end of one video. Whatever else a rank raises ends
-    the run: what is written by then stays.
+    tell: gets lines for people, on the first rank of each replica. on_progress: see Pipeline. In a batch,
+    Blocked and ItemError are the end of one video. Whatever else a rank raises ends the run: what is written
+    by then stays.
     """
     pasts = rank_zero(lambda: _pasts(job), groups.world)
     tally = Tally()
@@ -64,7 +64,7 @@ def make_items(
     open_requests = [request for request, past in zip(job.requests, pasts, strict=True) if past.is_open]
     for number in turns.take(len(open_requests)):
         request = open_requests[number]
-        outcome = _make(job, request, pipeline, groups, tell=tell, on_step=on_step(), versions=versions)
+        outcome = _make(job, request, pipeline, groups, tell=tell, on_progress=on_progress, versions=versions)
         tally = tally.with_one(outcome)
     return Tally(**turns.totals(asdict(tally)))
 
@@ -87,18 +87,18 @@ def _tell_pasts(job: Job, pasts: list[Past], tell: Tell) -> None:
 def _make(
     job: Job,
     request: Text2WorldRequest,
-    pipeline: Text2World,
+    pipeline: AnyPipeline,
     groups: Groups,
     *,
     tell: Tell,
-    on_step: OnStep | None,
+    on_progress: OnProgress,
     versions: Mapping[str, str],
 ) -> str:
     """What became of the video: the name of its field in Tally."""
     before = {stage.name: replace(stage.costs) for stage in pipeline.stages}
     path = request.video_path
     try:
-        video = pipeline(request, on_step=on_step)
+        video = pipeline(request, on_progress=on_progress)
     except Blocked as blocked:
         outcome = {"outcome": "blocked", "by": blocked.by, "reason": blocked.reason}
         facts = _with_outcome({**job.facts(request), "versions": versions}, outcome)
@@ -124,7 +124,7 @@ def _write(
     job: Job,
     request: Text2WorldRequest,
     video: Video | None,
-    pipeline: Text2World,
+    pipeline: AnyPipeline,
     before: Mapping[str, Costs],
     versions: Mapping[str, str],
 ) -> None:
@@ -171,7 +171,7 @@ def _cost_facts(stage: Stage, before: Costs) -> dict[str, Any]:
     }
 
 
-def _cost_lines(pipeline: Text2World, before: Mapping[str, Costs]) -> list[str]:
+def _cost_lines(pipeline: AnyPipeline, before: Mapping[str, Costs]) -> list[str]:
     lines = []
     for stage in pipeline.stages:
         facts = _cost_facts(stage, before[stage.name])

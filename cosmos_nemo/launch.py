@@ -201,7 +201,7 @@ def _serve(invocation: Invocation, company: "Company", environ: Mapping[str, str
 def _make(job: "Job", company: "Company") -> int:
     from cosmos_nemo.items import make_items
     from cosmos_nemo.job.describe import remarks
-    from cosmos_nemo.job.stages import text2world
+    from cosmos_nemo.job.stages import pipeline_of
     from cosmos_nemo.parallel.groups import start
     from cosmos_nemo.parallel.rank_zero import rank_zero
     from cosmos_nemo.parallel.turns import Turns
@@ -215,10 +215,10 @@ def _make(job: "Job", company: "Company") -> int:
             print(line)
     tally = make_items(
         job,
-        text2world(job, groups),
+        pipeline_of(job, groups),
         groups,
         tell=lambda line: print(line, flush=True),
-        on_step=_progress if groups.rank == 0 else lambda: None,
+        on_progress=_progress if groups.rank == 0 else lambda: None,
         versions=versions(),
         turns=Turns(company.store, groups),
     )

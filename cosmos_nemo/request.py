@@ -124,6 +124,19 @@ class InterpolationRequest(Text2WorldRequest):
     draws_noise: bool = False
     """Other noise on the given frames at every step, as released."""
 
+    def given_frames(self, num_frames: int) -> range:
+        """Numbers of the given frames in a visual input of `num_frames`; RequestError if it has too few."""
+        start, stride = self.frame_index_start, self.frame_stride
+        pairs = (num_frames - 1 - start) // stride
+        if num_frames < self.num_input_frames or pairs < max(self.num_frame_pairs or 1, 1):
+            needed = max(self.num_input_frames, start + stride * (self.num_frame_pairs or 1) + 1)
+            raise RequestError(
+                f"{self.visual_input} has {num_frames} frame(s), and {needed} are needed for "
+                f"--num_input_frames {self.num_input_frames} --frame_index_start {start} --frame_stride {stride} "
+                f"--num_frame_pairs {self.num_frame_pairs or 1}. Pass a longer video or fewer pairs."
+            )
+        return range(start, start + stride * (self.num_frame_pairs or pairs) + 1, stride)
+
 
 VisualRequest = Video2WorldRequest | InterpolationRequest
 

@@ -1,25 +1,38 @@
 """The stages of a job, on this rank."""
 
+from typing import Any
+
 import torch
 
+from cosmos_nemo.catalog import Task
 from cosmos_nemo.job.job import Job
 from cosmos_nemo.parallel.groups import Groups
+from cosmos_nemo.pipelines.base import Pipeline
 from cosmos_nemo.pipelines.text2world import Text2World
+from cosmos_nemo.pipelines.video2world import Video2World
+from cosmos_nemo.pipelines.world_interpolator import WorldInterpolator
 from cosmos_nemo.request import OFFLOADABLE
 from cosmos_nemo.stages.denoise import Denoise
 from cosmos_nemo.stages.guardrail import WORD_LISTS
 from cosmos_nemo.stages.guardrail.text_guard import TextGuard
 from cosmos_nemo.stages.guardrail.video_guard import VideoGuard
+from cosmos_nemo.stages.image_upsampler import ImageUpsampler
 from cosmos_nemo.stages.prompt_upsampler import PromptUpsampler
 from cosmos_nemo.stages.skip import Skip
 from cosmos_nemo.stages.text_cache import TextCache
 from cosmos_nemo.stages.text_encoder import TextEncoder
 from cosmos_nemo.stages.tokenizer import Tokenizer
 
+_PIPELINES: dict[Task, type[Pipeline[Any, Any]]] = {
+    Task.TEXT2WORLD: Text2World,
+    Task.VIDEO2WORLD: Video2World,
+    Task.WORLD_INTERPOLATOR: WorldInterpolator,
+}
 
-def text2world(job: Job, groups: Groups) -> Text2World:
-    """The pipeline of all stages; nothing is read yet."""
-    return Text2World(
+
+def pipeline_of(job: Job, groups: Groups) -> Pipeline[Any, Any]:
+    """The pipeline of the card's task, with all its stages; nothing is read yet."""
+    return _PIPELINES[job.card.task](
         text_guard=text_guard_stage(job),
         upsampler=upsampler_stage(job),
         text_encoder=text_encoder_stage(job, groups),
@@ -43,18 +56,20 @@ def text_guard_stage(job: Job) -> TextGuard | Skip:
     )
 
 
-def upsampler_stage(job: Job) -> PromptUpsampler | Skip:
+def upsampler_stage(job: Job) -> PromptUpsampler | ImageUpsampler | Skip:
     if not job.setup.upsamples:
         return Skip()
     assert job.files.upsampler is not None
-    return PromptUpsampler(
-        shape=job.card.upsampler,
-        folder=job.files.upsampler,
-        device=job.device,
-        dtype=job.dtype,
-        offload="prompt_upsampler" in job.setup.offload,
-        word_limit=job.setup.word_limit,
-    )
+    common: dict[str, Any] = {
+        "shape": job.card.upsampler,
+        "folder": job.files.upsampler,
+        "device": job.device,
+        "dtype": job.dtype,
+        "offload": "prompt_upsampler" in job.setup.offload,
+    }
+    if job.card.task is Task.TEXT2WORLD:
+        return PromptUpsampler(**common, word_limit=job.setup.word_limit)
+    return ImageUpsampler(**common, vision=job.card.vision)
 
 
 def text_encoder_stage(job: Job, groups: Groups) -> TextEncoder:
@@ -95,7 +110,7 @@ def tokenizer_stage(job: Job) -> Tokenizer:
         dtype=job.dtype,
         offload="tokenizer" in job.setup.offload,
         prefetches=_prefetches(job),
-        parts=("decoder",),
+        parts=("decoder",) if job.card.task is Task.TEXT2WORLD else ("encoder", "decoder"),
     )
 
 

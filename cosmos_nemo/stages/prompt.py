@@ -1,7 +1,10 @@
 """The prompt on its way from the request to the text encoder."""
 
+from torch import Tensor
+
 from cosmos_nemo.request import Text2WorldRequest
 from cosmos_nemo.stages.guardrail.text_guard import TextGuard
+from cosmos_nemo.stages.image_upsampler import ImageUpsampler
 from cosmos_nemo.stages.prompt_upsampler import PromptUpsampler
 from cosmos_nemo.stages.skip import Skip
 
@@ -21,6 +24,28 @@ def prepare_prompt(
     if prompt != request.prompt:
         with text_guard as judge:
             judge(prompt)
+    return prompt
+
+
+def describe_image(
+    request: Text2WorldRequest,
+    image_HWC: Tensor,
+    *,
+    text_guard: TextGuard | Skip,
+    upsampler: ImageUpsampler | Skip,
+) -> str:
+    """The text that a video goes on with: what the upsampler says of the image, else the prompt; judged.
+
+    image: uint8 [H, W, 3]. Raises as `prepare_prompt`. With an upsampler the prompt has no influence.
+    """
+    if isinstance(upsampler, Skip):
+        described = request.prompt
+    else:
+        with upsampler as describe:
+            described = describe(image_HWC)
+    prompt = with_subject(described, request.subject_name)
+    with text_guard as judge:
+        judge(prompt)
     return prompt
 
 

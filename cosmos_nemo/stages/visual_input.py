@@ -120,6 +120,20 @@ def to_pixels(frames_THWC: Tensor, *, height: int, width: int) -> Tensor:
     return pixels
 
 
+def resized(frames_THWC: Tensor, *, height: int, width: int) -> Tensor:
+    """The frames uint8 0..255 in another size, bicubic and antialiased; the same tensor if they have it."""
+    if frames_THWC.shape[1:3] == (height, width):
+        return frames_THWC
+    result = frames_THWC.new_empty(len(frames_THWC), height, width, 3)
+    for number, frame_HWC in enumerate(frames_THWC):
+        frame_1CHW = frame_HWC.permute(2, 0, 1)[None].float()
+        frame_1CHW = functional.interpolate(
+            frame_1CHW, size=(height, width), mode="bicubic", align_corners=False, antialias=True
+        )
+        result[number] = frame_1CHW[0].permute(1, 2, 0).round_().clamp_(0, 255).to(torch.uint8)
+    return result
+
+
 def _counted(num_frames: int) -> str:
     return f"{num_frames} frame{'s' * (num_frames != 1)}"
 

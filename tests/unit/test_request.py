@@ -160,3 +160,37 @@ def test_an_interpolation_that_cannot_be_is_refused(changes: dict[str, Any], say
 
 def test_who_has_the_visual_input_described_needs_no_prompt() -> None:
     validate_request(replace(V2W, prompt=""), CARD, prompt_is_made=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "numbers"),
+    [
+        ({}, [0, 1, 2, 3, 4]),
+        ({"frame_stride": 2}, [0, 2, 4]),
+        ({"frame_stride": 3}, [0, 3]),
+        ({"num_frame_pairs": 2}, [0, 1, 2]),
+        ({"frame_index_start": 2}, [2, 3, 4]),
+        ({"frame_index_start": 1, "num_frame_pairs": 1, "frame_stride": 3}, [1, 4]),
+        ({"num_input_frames": 5}, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_the_given_frames_are_a_stride_apart_and_end_within_the_video(
+    changes: dict[str, Any], numbers: list[int]
+) -> None:
+    assert list(replace(BETWEEN, **changes).given_frames(5)) == numbers
+
+
+@pytest.mark.parametrize(
+    ("changes", "needed"),
+    [
+        ({"num_frame_pairs": 5}, 6),
+        ({"frame_index_start": 4}, 6),
+        ({"frame_stride": 5}, 6),
+        ({"num_input_frames": 7}, 7),
+    ],
+)
+def test_a_video_without_enough_frames_is_told_how_many_it_needs(
+    changes: dict[str, Any], needed: int
+) -> None:
+    with pytest.raises(RequestError, match=rf"a.mp4 has 5 frame\(s\), and {needed} are needed"):
+        replace(BETWEEN, **changes).given_frames(5)

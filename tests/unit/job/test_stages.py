@@ -8,10 +8,10 @@ import pytest
 from cosmos_nemo.catalog import find_card
 from cosmos_nemo.job import Job
 from cosmos_nemo.job.files import Files
-from cosmos_nemo.job.stages import text2world
+from cosmos_nemo.job.stages import pipeline_of as pipeline_of_job
 from cosmos_nemo.models.common.backend import torch_backend
 from cosmos_nemo.parallel.groups import start_alone
-from cosmos_nemo.pipelines.text2world import Text2World
+from cosmos_nemo.pipelines.base import Pipeline
 from cosmos_nemo.plan import Plan
 from cosmos_nemo.request import OFFLOADABLE, Setup, Text2WorldRequest
 from cosmos_nemo.stages.prompt_upsampler import PromptUpsampler
@@ -31,7 +31,7 @@ PREFETCHED = {"denoise", "tokenizer", "video_guard"}
 """Whether the others are needed shows when they are entered: a prompt may be blocked, long, or cached."""
 
 
-def pipeline_of(**setup: Any) -> Text2World:
+def pipeline_of(**setup: Any) -> Pipeline[Any, Any]:
     folders = {name: Path(name) for name in Files.__dataclass_fields__}
     job = Job(
         card=CARD,
@@ -45,7 +45,7 @@ def pipeline_of(**setup: Any) -> Text2World:
         text_cache=None,
         identities={},
     )
-    return text2world(job, start_alone(CPU))
+    return pipeline_of_job(job, start_alone(CPU))
 
 
 def parking(**setup: Any) -> dict[str, tuple[bool, bool]]:

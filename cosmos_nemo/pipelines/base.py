@@ -1,0 +1,105 @@
+"""What all pipelines have in common: their stages, the ranks they run on, and how a failure ends."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from cosmos_nemo.request import Text2WorldRequest
+from cosmos_nemo.sampling.samplers import OnStep
+from cosmos_nemo.stages.base import Stage
+from cosmos_nemo.stages.denoise import Denoise
+from cosmos_nemo.stages.guardrail.text_guard import TextGuard
+from cosmos_nemo.stages.guardrail.video_guard import VideoGuard
+from cosmos_nemo.stages.image_upsampler import ImageUpsampler
+from cosmos_nemo.stages.prompt_upsampler import PromptUpsampler
+from cosmos_nemo.stages.skip import Skip
+from cosmos_nemo.stages.text_encoder import TextEncoder
+from cosmos_nemo.stages.tokenizer import Tokenizer
+
+OnProgress = Callable[[], OnStep | None]
+RequestT = TypeVar("RequestT", bound=Text2WorldRequest)
+UpsamplerT = TypeVar("UpsamplerT", bound=PromptUpsampler | ImageUpsampler)
+
+
+@dataclass(frozen=True)
+class Video:
+    """What was made, and the prompt that made it. Rank 0 alone holds it."""
+
+    frames_THWC: Tensor
+    """uint8 0..255 on the CPU."""
+    fps: int
+    prompt: str
+    is_changed: bool = False
+    """The video guard blurred faces."""
+
+
+class Pipeline(Generic[RequestT, UpsamplerT]):
+    """One video per call; every rank of `ranks` calls it with the same request.
+
+    Prompt models, tokenizer and guards run on the first of the ranks; what they raise reaches all.
+    While a stage works, the next is prefetched if it is sure to be needed: a prompt may be blocked or long
+    enough, and its embedding may be in the cache.
+    """
+
+    def __init__(
+        self,
+        *,
+        text_guard: TextGuard | Skip,
+        upsampler: UpsamplerT | Skip,
+        text_encoder: TextEncoder,
+        denoise: Denoise,
+        tokenizer: Tokenizer,
+        video_guard: VideoGuard | Skip,
+        ranks: ProcessGroup,
+    ) -> None:
+        self.text_guard, self.upsampler = text_guard, upsampler
+        self.text_encoder, self.denoise, self.tokenizer = text_encoder, denoise, tokenizer
+        self.video_guard, self.ranks = video_guard, ranks
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Those that are turned on, in the order in which they are first used."""
+        order: tuple[Any, ...] = (
+            self.text_guard,
+            self.upsampler,
+            self.text_encoder,
+            self.denoise,
+            self.tokenizer,
+            self.video_guard,
+        )
+        return tuple(stage for stage in order if isinstance(stage, Stage))
+
+    def __call__(self, request: RequestT, *, on_progress: OnProgress = lambda: None) -> Video | None:
+        """The video, on the first rank; what a stage raises, Blocked or ItemError for one, on all.
+
+        on_progress: asked for a callback for every sample that is denoised.
+        """
+        try:
+            return self.make(request, on_progress=on_progress)
+        except BaseException:
+            for stage in self.stages:  # one may have been prefetched, and is not entered any more
+                stage.park()
+            raise
+
+    def make(self, request: RequestT, *, on_progress: OnProgress) -> Video | None:
+        raise NotImplementedError(f"{type(self).__name__}.make")
+
+    def embed(self, prompt: str, negative_prompt: str) -> tuple[Tensor, Tensor]:
+        """Embeddings of both prompts; an empty negative prompt is all zeros, as in training's dropout."""
+        with self.text_encoder as encode:
+            self.denoise.prefetch()
+            if not negative_prompt:
+                prompt_BLD = encode([prompt])
+                return prompt_BLD, torch.zeros_like(prompt_BLD)
+            both_BLD = encode([prompt, negative_prompt])
+            return both_BLD[:1], both_BLD[1:]
+
+    def guarded(self, frames_THWC: Tensor, *, prompt: str, fps: int) -> Video:
+        """The frames as a video that the guard passes; for the first rank alone."""
+        with self.video_guard as clean:
+            cleaned_THWC = clean(frames_THWC)
+        return Video(cleaned_THWC, fps, prompt, is_changed=cleaned_THWC is not frames_THWC)

@@ -1,0 +1,122 @@
+"""Video2World: the end of an image or video, and a prompt -> a video that goes on from there.
+
+T frames, H W rows and columns. spec/predict1-diffusion.md, 5.1.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cosmos_nemo.catalog import VideoLimits
+from cosmos_nemo.parallel.rank_zero import only_rank_zero, rank_zero
+from cosmos_nemo.pipelines.base import OnProgress, Pipeline, Video
+from cosmos_nemo.request import Video2WorldRequest
+from cosmos_nemo.stages.denoise import Condition
+from cosmos_nemo.stages.image_upsampler import ImageUpsampler
+from cosmos_nemo.stages.prompt import describe_image
+from cosmos_nemo.stages.visual_input import read_last_frames, resized, to_pixels
+
+_NOISE_LEVELS = (0.001, 0.2, 0.5)
+"""Of the given frames: of the first chunk, the second, and all others, which go on from generated ones."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of a video that the network makes at once."""
+
+    num_frames: int
+    """With the given ones, which stand first."""
+    num_given: int
+    noise_level: float
+    seed: int
+    is_first: bool
+
+
+def chunks_of(request: Video2WorldRequest, limits: VideoLimits) -> list[Chunk]:
+    """As many as the video needs. All but a single one have the length that the weights were trained on."""
+    length = min(request.num_frames, limits.max_frames)
+    chunks = [Chunk(length, request.num_input_frames, _NOISE_LEVELS[0], request.seed, is_first=True)]
+    made = length
+    while made < request.num_frames:
+        level = _NOISE_LEVELS[min(len(chunks), len(_NOISE_LEVELS) - 1)]
+        seed = (request.seed + len(chunks)) % 2**32
+        chunks.append(Chunk(length, request.num_overlap_frames, level, seed, is_first=False))
+        made += length - request.num_overlap_frames
+    return chunks
+
+
+class Video2World(Pipeline[Video2WorldRequest, ImageUpsampler]):
+    """A video that begins with given frames."""
+
+    def make(self, request: Video2WorldRequest, *, on_progress: OnProgress) -> Video | None:
+        input_THWC = only_rank_zero(
+            lambda: read_last_frames(request.visual_input, request.num_input_frames), self.ranks
+        )
+        prompt = rank_zero(lambda: self._prepare(request, input_THWC), self.ranks)
+        texts = self.embed(prompt, request.negative_prompt)
+        given_THWC, parts_THWC = input_THWC, list[Tensor]()
+        for chunk in chunks_of(request, self.denoise.card.video):
+            made_THWC = self._make_chunk(request, chunk, given_THWC, texts, on_progress)
+            if made_THWC is not None:
+                parts_THWC.append(made_THWC if not parts_THWC else made_THWC[chunk.num_given :])
+                given_THWC = made_THWC[-request.num_overlap_frames :]
+        return only_rank_zero(lambda: self._show(request, prompt, input_THWC, parts_THWC), self.ranks)
+
+    def _prepare(self, request: Video2WorldRequest, input_THWC: Tensor | None) -> str:
+        assert input_THWC is not None
+        return describe_image(request, input_THWC[-1], text_guard=self.text_guard, upsampler=self.upsampler)
+
+    def _make_chunk(
+        self,
+        request: Video2WorldRequest,
+        chunk: Chunk,
+        given_THWC: Tensor | None,
+        texts: tuple[Tensor, Tensor],
+        on_progress: OnProgress,
+    ) -> Tensor | None:
+        """The chunk's frames, on the first rank, which alone has the given ones."""
+        latent_BCTHW = rank_zero(lambda: self._encode(_pixels(request, given_THWC, chunk)), self.ranks)
+        condition = Condition(
+            latent_BCTHW=latent_BCTHW,
+            places=tuple(range(latent_BCTHW.shape[2])),
+            noise_level=chunk.noise_level,
+        )
+        part = replace(request, num_frames=chunk.num_frames, seed=chunk.seed)
+        with self.denoise as denoise:
+            self.tokenizer.prefetch()
+            made_BCTHW = denoise(part, *texts, condition=condition, on_step=on_progress())
+        return only_rank_zero(lambda: self._decode(made_BCTHW), self.ranks)
+
+    def _encode(self, pixels_BCTHW: Tensor) -> Tensor:
+        with self.tokenizer as tokenizer:
+            self.denoise.prefetch()
+            return tokenizer.encode(pixels_BCTHW, as_image=False)
+
+    def _decode(self, latent_BCTHW: Tensor) -> Tensor:
+        with self.tokenizer as tokenizer:
+            return tokenizer.decode(latent_BCTHW)
+
+    def _show(
+        self,
+        request: Video2WorldRequest,
+        prompt: str,
+        input_THWC: Tensor | None,
+        parts_THWC: list[Tensor],
+    ) -> Video:
+        assert input_THWC is not None
+        frames_THWC = torch.cat(parts_THWC)[: request.num_frames]
+        video = self.guarded(frames_THWC, prompt=prompt, fps=request.fps)
+        if not request.keeps_input_size:
+            return video
+        _, height, width, _ = input_THWC.shape
+        return replace(video, frames_THWC=resized(video.frames_THWC, height=height, width=width))
+
+
+def _pixels(request: Video2WorldRequest, given_THWC: Tensor | None, chunk: Chunk) -> Tensor:
+    """The given frames as the tokenizer takes them: [1, 3, T, H, W], about -1..1."""
+    assert given_THWC is not None
+    if chunk.is_first:
+        return to_pixels(given_THWC, height=request.height, width=request.width)
+    # The inverse of how they were made, which to_pixels is not quite: else each chunk would be darker.
+    return (given_THWC.float() / 127.5 - 1).permute(3, 0, 1, 2)[None]
