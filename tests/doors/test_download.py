@@ -17,7 +17,7 @@ from cosmos_nemo.checkpoint.locate import (
     weights_of,
 )
 from tests.doors.downloading import ROOT, run_door
-from tests.doors.fake_hub import CLIENT_CHUNK, SHA, fake_hub
+from tests.doors.fake_hub import KEPT, SHA, fake_hub
 from tests.doors.instant import help_of
 
 SMALL, LARGE = "Cosmos-1.0-Diffusion-7B-Text2World", "Cosmos-1.0-Diffusion-14B-Text2World"
@@ -165,17 +165,17 @@ def test_a_transfer_that_breaks_off_is_taken_up_by_the_next_call(tmp_path: Path)
             "model-00001-of-00001.safetensors": content,
         }
     }
-    with fake_hub(repositories, cut={name: CLIENT_CHUNK + 1000}) as (endpoint, moods):
+    with fake_hub(repositories, cut={name: max(KEPT)}) as (endpoint, moods):
         status, printed = download("--models", LARGE, home=tmp_path, endpoint=endpoint)
         if status:  # newer clients take it up themselves
             assert "meta-llama/Llama-Guard-3-8B cannot be downloaded" in printed
             (begun,) = unfinished_blobs(text_guard_of(CARDS[LARGE]), cache_dir=tmp_path / "hub")
-            assert begun.stat().st_size == CLIENT_CHUNK
+            assert (kept := begun.stat().st_size) in KEPT
             offline, printed = download("--models", LARGE, home=tmp_path, HF_HUB_OFFLINE="1")
             assert offline == 1 and printed.count(": complete in ") == 5
             status, printed = download("--models", LARGE, home=tmp_path, endpoint=endpoint)
     assert status == 0, printed
-    assert moods.ranges == {name: f"bytes={CLIENT_CHUNK}-"}
+    assert moods.ranges in [{name: f"bytes={kept}-"} for kept in KEPT]
     guard = locate(text_guard_of(CARDS[LARGE]), cache_dir=tmp_path / "hub", embedded=tmp_path)
     assert (guard / "model-00001-of-00001.safetensors").read_bytes() == content
 
