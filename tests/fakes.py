@@ -7,13 +7,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from cosmos_nemo.catalog import DiTShape
+from cosmos_nemo.catalog import CARDS, DiTShape
 from cosmos_nemo.models.common.backend import torch_backend
 from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
 from cosmos_nemo.models.cosmos1_dit.spec import build_network
 from cosmos_nemo.parallel.groups import start_alone
 from cosmos_nemo.sampling.samplers import OnStep
 from cosmos_nemo.stages.base import Stage
+from cosmos_nemo.stages.denoise import Condition
 from cosmos_nemo.stages.guardrail.outcome import Blocked
 from cosmos_nemo.stages.parked import RESERVE
 
@@ -126,34 +127,56 @@ class RecordedTextEncoder(RecordedStage):
 
 
 class RecordedDenoise(RecordedStage):
-    """Makes the latent [1, 16, 2, 1, 1] of ones, after two steps."""
+    """Makes the latent [1, 16, 2, 1, 1] of ones, after two steps; of as many frames as `num_latent_frames`.
 
-    def __init__(self, journal: list[str], **options: Any) -> None:
+    The latest call makes a latent of its own number, so that they can be told apart.
+    """
+
+    card = CARDS["Cosmos-1.0-Diffusion-7B-Text2World"]
+
+    def __init__(self, journal: list[str], *, num_latent_frames: int = 2, **options: Any) -> None:
         super().__init__("denoise", journal, **options)
+        self.num_latent_frames = num_latent_frames
         self.given: list[tuple[Any, Tensor, Tensor]] = []
+        self.conditions: list[Condition | None] = []
 
     def __call__(
-        self, request: Any, prompt_BLD: Tensor, negative_BLD: Tensor, *, on_step: OnStep | None = None
+        self,
+        request: Any,
+        prompt_BLD: Tensor,
+        negative_BLD: Tensor,
+        *,
+        condition: Condition | None = None,
+        on_step: OnStep | None = None,
     ) -> Tensor:
         self.called()
         self.given.append((request, prompt_BLD, negative_BLD))
+        self.conditions.append(condition)
         for step in (1, 2):
             if on_step is not None:
                 on_step(step, 2)
-        return torch.ones(1, 16, 2, 1, 1)
+        return torch.full((1, 16, self.num_latent_frames, 1, 1), float(len(self.given)))
 
 
 class RecordedTokenizer(RecordedStage):
-    """Decodes to nine frames of 8 x 8 pixels, all 7."""
+    """Decodes to frames of 8 x 8 pixels of seven times the latent's mean; encodes to the video's mean."""
 
     def __init__(self, journal: list[str], **options: Any) -> None:
         super().__init__("tokenizer", journal, **options)
         self.latents: list[Tensor] = []
+        self.videos: list[tuple[Tensor, bool | None]] = []
 
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
         self.called()
         self.latents.append(latent_BCTHW)
-        return torch.full((9, 8, 8, 3), 7, dtype=torch.uint8)
+        level = round(7 * latent_BCTHW.mean().item())
+        return torch.full((8 * latent_BCTHW.shape[2] - 7, 8, 8, 3), level, dtype=torch.uint8)
+
+    def encode(self, video_BCTHW: Tensor, *, as_image: bool | None = None) -> Tensor:
+        self.called()
+        self.videos.append((video_BCTHW, as_image))
+        num_latent_frames = (video_BCTHW.shape[2] - 1) // 8 + 1
+        return video_BCTHW.mean().expand(1, 16, num_latent_frames, 1, 1)
 
 
 class RecordedTextGuard(RecordedStage):
@@ -180,6 +203,17 @@ class RecordedUpsampler(RecordedStage):
     def __call__(self, prompt: str) -> str:
         self.called()
         return f"{prompt}, seen at length"
+
+
+class RecordedImageUpsampler(RecordedStage):
+    """Says of an image how bright its first pixel is."""
+
+    def __init__(self, journal: list[str], **options: Any) -> None:
+        super().__init__("upsampler", journal, **options)
+
+    def __call__(self, image_HWC: Tensor) -> str:
+        self.called()
+        return f"a scene of brightness {int(image_HWC[0, 0, 0])}"
 
 
 class RecordedVideoGuard(RecordedStage):

@@ -15,8 +15,9 @@ from urllib.parse import unquote
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
 KEPT = (10 * 2**20, 10 * 2**20 + 1000)
-"""Bytes that clients may have of a file that breaks off after the second number: they write pieces of the first
-size, and what they have of the next piece is lost with some versions of urllib3, and not with others."""
+"""Bytes that clients may have of a file that breaks off after the second number: they write pieces of the
+first
+size, and what they have of the next piece is lost with some versions of urllib3, not with others."""
 
 CLIENT_PATIENCE = 60
 """Seconds that a client waits for the hub's next bytes: the machine may be busy, but nothing else is slow."""

@@ -170,7 +170,7 @@ def test_a_transfer_that_breaks_off_is_taken_up_by_the_next_call(tmp_path: Path)
         if status:  # newer clients take it up themselves
             assert "meta-llama/Llama-Guard-3-8B cannot be downloaded" in printed
             (begun,) = unfinished_blobs(text_guard_of(CARDS[LARGE]), cache_dir=tmp_path / "hub")
-            assert (kept := begun.stat().st_size) in KEPT
+            assert begun.stat().st_size in KEPT
             offline, printed = download("--models", LARGE, home=tmp_path, HF_HUB_OFFLINE="1")
             assert offline == 1 and printed.count(": complete in ") == 5
             status, printed = download("--models", LARGE, home=tmp_path, endpoint=endpoint)

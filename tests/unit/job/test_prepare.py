@@ -17,7 +17,7 @@ from cosmos_nemo.cli import Invocation
 from cosmos_nemo.cli.invocation import Batch
 from cosmos_nemo.job import PERSON_ERRORS, Job, describe, prepare
 from cosmos_nemo.job import files as files_module
-from cosmos_nemo.job.stages import denoise_stage, text2world, text_encoder_stage, tokenizer_stage
+from cosmos_nemo.job.stages import denoise_stage, pipeline_of, text_encoder_stage, tokenizer_stage
 from cosmos_nemo.models.common.backend import BackendError
 from cosmos_nemo.parallel.environment import Ranks
 from cosmos_nemo.parallel.groups import start_alone
@@ -600,7 +600,7 @@ def test_a_released_model_needs_its_guardrails_unless_they_are_disabled() -> Non
 
 
 def test_what_is_turned_off_is_no_stage_of_the_pipeline(assets: Path) -> None:
-    pipeline = text2world(job_of(assets), start_alone(CPU))
+    pipeline = pipeline_of(job_of(assets), start_alone(CPU))
     assert [stage.name for stage in pipeline.stages] == ["text_encoder", "denoise", "tokenizer"]
 
 
