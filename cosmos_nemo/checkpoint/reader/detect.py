@@ -53,7 +53,8 @@ def _listing(folder: Path) -> str:
 
 
 def _refuse_unfinished(path: Path) -> None:
-    folder = path.parent if path.name == "weights" else path
+    whole = path.absolute()  # a relative path may be without a name, as "." is
+    folder = whole.parent if whole.name == "weights" else whole
     marker = folder.with_name(folder.name + "-unfinished")
     if marker.exists():
         raise CheckpointError(

@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,3 +100,12 @@ def test_opening_reads_no_tensor(golden, monkeypatch):
         checkpoint = open_checkpoint(golden / name)
         with pytest.raises(TypeError):
             checkpoint.read(checkpoint.names()[0])
+
+
+def test_the_folder_one_stands_in_is_a_path_like_others(torch_dist, monkeypatch):
+    monkeypatch.chdir(torch_dist)
+    whole, here = open_checkpoint(torch_dist), open_checkpoint(Path())
+    assert here.names() == whole.names()
+    (torch_dist.parents[1] / "step=1-unfinished").touch()
+    with pytest.raises(CheckpointError, match="was not saved to the end"):
+        open_checkpoint(Path())
