@@ -75,7 +75,7 @@ class TokenizerShape:
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageShape:
-    """Sizes of a Mistral language model, the prompt upsampler (spec/predict1-diffusion.md, 7.2)."""
+    """Sizes of a Mistral language model, the prompt upsampler (spec/predict1-diffusion.md, 7.2 and 7.3)."""
 
     num_layers: int = 40
     hidden_size: int = 5120
@@ -150,7 +150,19 @@ class ModelCard:
     sampler: str = "RES"
     num_steps: int = 35
     guidance: float = 7.0
+    seed: int = 1
+    """Of the released script where none is asked for."""
     sigma_data: float = 0.5
+
+    @property
+    def num_branches(self) -> int:
+        """Network calls a step at the card's own guidance; see Text2WorldRequest.num_branches."""
+        return 1 if self.guidance in (0.0, -1.0) else 2
+
+    def latent_frames(self, num_frames: int) -> int:
+        """Of one clip of so many video frames. An interpolator's last one is a latent frame of its own."""
+        own = 1 if self.task is Task.WORLD_INTERPOLATOR else 0
+        return (num_frames - own - 1) // self.tokenizer.temporal_compression + 1 + own
 
 
 _TEXT2WORLD_7B = ModelCard(
@@ -183,9 +195,50 @@ _TEXT2WORLD_14B = replace(
     sources=replace(_TEXT2WORLD_7B.sources, weights="nvidia/Cosmos-1.0-Diffusion-14B-Text2World"),
 )
 
+_PIXTRAL = LanguageShape(rope_theta=1e9, max_length=4300)
+
+
+def _given_frames(card: ModelCard, name: str) -> ModelCard:
+    """The Video2World of a Text2World: a wider patch embedding, and an upsampler that sees images."""
+    return replace(
+        card,
+        name=name,
+        task=Task.VIDEO2WORLD,
+        network=replace(card.network, takes_given_mask=True),
+        upsampler=_PIXTRAL,
+        sources=replace(
+            card.sources,
+            weights=f"{card.sources.weights.partition('/')[0]}/{name}",
+            upsampler="mistralai/Pixtral-12B-2409" if card.sources.upsampler else "",
+        ),
+    )
+
+
+def _between(card: ModelCard, *, seed: int) -> ModelCard:
+    """The interpolator of a Video2World: clips of two given frames and eight that it makes.
+
+    The released one has guidance -1, with which the positive prompt has no influence
+    (spec/predict1-diffusion.md, 5.3).
+    """
+    return replace(
+        card,
+        task=Task.WORLD_INTERPOLATOR,
+        video=replace(card.video, num_frames=10, min_frames=10, max_frames=10),
+        sampler="RES",
+        guidance=-1.0,
+        seed=seed,
+    )
+
+
+_VIDEO2WORLD_7B = _given_frames(_TEXT2WORLD_7B, "Cosmos-1.0-Diffusion-7B-Video2World")
+_VIDEO2WORLD_14B = _given_frames(_TEXT2WORLD_14B, "Cosmos-1.0-Diffusion-14B-Video2World")
+
 
 def _predict1(card: ModelCard, name: str, *, is_released: bool = True) -> ModelCard:
     """The Predict1 release of a Cosmos-1.0 model: the same network, another file, tokenizer and sampler."""
+    upsampler = card.sources.upsampler
+    if card.task is Task.TEXT2WORLD:
+        upsampler = "nvidia/Cosmos-UpsamplePrompt1-12B-Text2World"
     return replace(
         card,
         name=name,
@@ -195,20 +248,30 @@ def _predict1(card: ModelCard, name: str, *, is_released: bool = True) -> ModelC
             weights=f"nvidia/{name}" if is_released else f"{NOT_ON_THE_HUB}/{name}",
             weights_folder="",
             tokenizer="nvidia/Cosmos-Tokenize1-CV8x8x8-720p",
-            upsampler="nvidia/Cosmos-UpsamplePrompt1-12B-Text2World",
+            upsampler=upsampler,
         ),
     )
 
 
-_PREDICT1_TEXT2WORLD = (
-    _predict1(_TEXT2WORLD_7B, "Cosmos-Predict1-7B-Text2World"),
-    _predict1(_TEXT2WORLD_14B, "Cosmos-Predict1-14B-Text2World"),
-    # Names under which the released scripts look for a person's own post-trained weights.
-    *(
-        _predict1(_TEXT2WORLD_7B, f"Cosmos-Predict1-7B-Text2World_post-trained{kind}", is_released=False)
-        for kind in ("", "-4gpu_80gb", "-8gpu_40gb", "-4gpu_40gb", "-lora")
-    ),
-    _predict1(_TEXT2WORLD_14B, "Cosmos-Predict1-14B-Text2World_post-trained", is_released=False),
+def _predict1_family(small: ModelCard, large: ModelCard, kind: str) -> tuple[ModelCard, ...]:
+    """Both sizes, and the names under which the released scripts look for a person's own weights."""
+    return (
+        _predict1(small, f"Cosmos-Predict1-7B-{kind}"),
+        _predict1(large, f"Cosmos-Predict1-14B-{kind}"),
+        *(
+            _predict1(small, f"Cosmos-Predict1-7B-{kind}_post-trained{how}", is_released=False)
+            for how in ("", "-4gpu_80gb", "-8gpu_40gb", "-4gpu_40gb", "-lora")
+        ),
+        _predict1(large, f"Cosmos-Predict1-14B-{kind}_post-trained", is_released=False),
+    )
+
+
+_INTERPOLATOR = "Cosmos-Predict1-7B-WorldInterpolator"
+_PREDICT1 = (
+    *_predict1_family(_TEXT2WORLD_7B, _TEXT2WORLD_14B, "Text2World"),
+    *_predict1_family(_VIDEO2WORLD_7B, _VIDEO2WORLD_14B, "Video2World"),
+    _between(_predict1(_VIDEO2WORLD_7B, _INTERPOLATOR), seed=11),
+    _between(_predict1(_VIDEO2WORLD_7B, f"{_INTERPOLATOR}_post-trained", is_released=False), seed=11),
 )
 
 _NANO_TEXT2WORLD = ModelCard(
@@ -237,8 +300,16 @@ _NANO_TEXT2WORLD = ModelCard(
     ),
 )
 
+_NANO_VIDEO2WORLD = _given_frames(_NANO_TEXT2WORLD, "Cosmos-Nano-Video2World")
+_NANO_INTERPOLATOR = _between(_given_frames(_NANO_TEXT2WORLD, "Cosmos-Nano-WorldInterpolator"), seed=1)
+
 CARDS = {
-    card.name: card for card in (_TEXT2WORLD_7B, _TEXT2WORLD_14B, *_PREDICT1_TEXT2WORLD, _NANO_TEXT2WORLD)
+    card.name: card
+    for card in (
+        *(_TEXT2WORLD_7B, _TEXT2WORLD_14B, _VIDEO2WORLD_7B, _VIDEO2WORLD_14B),
+        *_PREDICT1,
+        *(_NANO_TEXT2WORLD, _NANO_VIDEO2WORLD, _NANO_INTERPOLATOR),
+    )
 }
 
 

@@ -208,7 +208,7 @@ def _make(job: "Job", company: "Company") -> int:
 
     check_same_device(company, job.device.type)
     groups = start(company.ranks, plan=job.plan, store=company.store, device=job.device)
-    job = replace(job, identities=rank_zero(lambda: job.identities, groups.world))
+    job = replace(job, **rank_zero(lambda: job.from_rank_zero, groups.world))
     if groups.rank == 0:
         print(f"{job.card.name} on {job.plan.num_ranks} rank(s): {job.plan}; back end {job.backend.name}")
         for line in remarks(job):

@@ -10,7 +10,7 @@ Memory is in bytes, heights and widths in pixels of the video.
 from dataclasses import dataclass
 from itertools import accumulate
 
-from cosmos_nemo.catalog import DiTShape, LanguageShape, ModelCard
+from cosmos_nemo.catalog import DiTShape, LanguageShape, ModelCard, Task, VisionShape
 from cosmos_nemo.plan import Plan
 
 GIB = 2**30
@@ -35,6 +35,8 @@ upsampler, 0.1 of Llama Guard."""
 _VIDEO_GUARD_WORK = 33 * GIB // 10
 """The face detector's, on 16 frames of 1280 x 704 in float32."""
 # Estimated from sizes, not measured.
+_IMAGE_WORK = GIB // 5
+"""The vision tower's, on an image of 1024 x 1024 pixels."""
 _WIDTHS_SPLIT_BY_TENSOR_PARALLEL = 8.0
 """Of _WIDTHS: the four-fold width of the MLP, before and after its activation."""
 DEVICE_OVERHEAD = 3 * GIB // 2
@@ -42,7 +44,8 @@ DEVICE_OVERHEAD = 3 * GIB // 2
 
 _LATENT_CELLS, _CHANNELS = 88 * 160, 128
 _FRAMES_PER_PIECE = 8
-_TOKENIZER_DECODER = 62_738_832
+_TOKENIZER_ENCODER, _TOKENIZER_DECODER = 42_914_864, 62_738_832
+_COLORS = 3
 _LLAMA_GUARD = 8_030_261_248
 _SIGLIP_VISION, _FACE_DETECTOR = 428_225_600, 27_293_600
 # Parameters, and work on a prompt of 512 tokens: the first measured, the second estimated.
@@ -61,6 +64,16 @@ ORDER = (
     "video_guard",
 )
 """The stages of one video, as they are entered."""
+_ORDER_WITH_GIVEN_FRAMES = (
+    "upsampler",
+    "text_guard",
+    "text_encoder",
+    "tokenizer",
+    "denoise",
+    "tokenizer",
+    "video_guard",
+)
+"""The tokenizer encodes first. That takes less than its decoding later, for which its work is predicted."""
 _OFFLOAD_NAME = {
     "text_guard": "guardrails",
     "upsampler": "prompt_upsampler",
@@ -90,7 +103,7 @@ class StageMemory:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one way to run a card."""
+    """Of one way to run a card, for one video or for one chunk or clip of it."""
 
     stages: tuple[StageMemory, ...]
     peak: int
@@ -108,7 +121,7 @@ def predict(
     width: int | None = None,
     num_frames: int | None = None,
     plan: Plan | None = None,
-    num_branches: int = 2,
+    num_branches: int | None = None,
     guardrails: bool = True,
     upsamples: bool = True,
     text_encoder_itemsize: int = _BFLOAT16,
@@ -127,7 +140,7 @@ def predict(
     )
     return Prediction(
         stages,
-        peak=peak(stages, offload=offload, is_batch=is_batch),
+        peak=peak(stages, offload=offload, is_batch=is_batch, order=order_of(card)),
         host=host_bytes(stages, offload, plan=plan),
     )
 
@@ -139,36 +152,49 @@ def stage_memory(
     width: int | None = None,
     num_frames: int | None = None,
     plan: Plan | None = None,
-    num_branches: int = 2,
+    num_branches: int | None = None,
     guardrails: bool = True,
     upsamples: bool = True,
     text_encoder_itemsize: int = _BFLOAT16,
 ) -> tuple[StageMemory, ...]:
     """The stages that run, in the order of their first use. Sizes that are None are the card's.
 
-    num_branches: network calls a step, 2 with guidance. guardrails, upsamples: whether they run, be they the
-    card's or a person's own; guards are taken to be as large as the released ones.
+    num_frames: of the whole video; what is longer than the network makes at once is made in chunks.
+    num_branches: network calls a step, 2 with guidance; None as with the card's guidance. guardrails,
+    upsamples: whether they run, be they the card's or a person's own; guards are taken to be as large as the
+    released ones.
     """
     height, width = height or card.video.height, width or card.video.width
-    num_frames = num_frames or card.video.num_frames
     side = card.tokenizer.spatial_compression
-    latent = (num_frames - 1) // card.tokenizer.temporal_compression + 1, height // side, width // side
+    at_once = min(num_frames or card.video.num_frames, card.video.max_frames)
+    latent = card.latent_frames(at_once), height // side, width // side
+    branches = card.num_branches if num_branches is None else num_branches
     stages = {
         "text_encoder": _text_encoder(card, itemsize=text_encoder_itemsize),
-        "denoise": _denoise(card.network, latent, plan=plan or Plan(), num_branches=num_branches),
+        "denoise": _denoise(card.network, latent, plan=plan or Plan(), num_branches=branches),
         "tokenizer": _tokenizer(card, latent),
     }
     if guardrails:
         stages["text_guard"] = StageMemory("text_guard", _LLAMA_GUARD * _BFLOAT16, _LANGUAGE_WORK)
         stages["video_guard"] = _video_guard(latent)
     if upsamples:
-        weights = language_parameters(card.upsampler) * _BFLOAT16
-        stages["upsampler"] = StageMemory("upsampler", weights, _LANGUAGE_WORK)
-    return tuple(stages[name] for name in dict.fromkeys(ORDER) if name in stages)
+        stages["upsampler"] = _upsampler(card)
+    return tuple(stages[name] for name in dict.fromkeys(order_of(card)) if name in stages)
 
 
-def peak(stages: tuple[StageMemory, ...], *, offload: frozenset[str], is_batch: bool) -> int:
-    """The most bytes in use at once.
+def order_of(card: ModelCard) -> tuple[str, ...]:
+    """The stages of one of the card's videos, as they are entered."""
+    return ORDER if card.task is Task.TEXT2WORLD else _ORDER_WITH_GIVEN_FRAMES
+
+
+def peak(
+    stages: tuple[StageMemory, ...],
+    *,
+    offload: frozenset[str],
+    is_batch: bool,
+    order: tuple[str, ...] = ORDER,
+) -> int:
+    """The most bytes in use at once, where the stages are entered in `order`.
 
     A stage that is not offloaded stays after its first use; in a batch it is there before it too, from the
     video before. Prefetched weights are not counted: they take only what would stay free.
@@ -176,7 +202,7 @@ def peak(stages: tuple[StageMemory, ...], *, offload: frozenset[str], is_batch: 
     by_name = {stage.name: stage for stage in stages}
     resident = {stage.name: stage.weights for stage in stages if is_batch and not stage.is_in(offload)}
     most = 0
-    for stage in (by_name[name] for name in ORDER if name in by_name):
+    for stage in (by_name[name] for name in order if name in by_name):
         others = sum(weights for name, weights in resident.items() if name != stage.name)
         most = max(most, others + stage.weights + stage.work)
         if not stage.is_in(offload):
@@ -202,9 +228,10 @@ def published_rows(card: ModelCard, *, is_batch: bool = False) -> tuple[tuple[fr
 
     With guardrails and the upsampler on, at the card's own size, on one GPU.
     """
-    stages = stage_memory(card)
+    stages, order = stage_memory(card), order_of(card)
     return tuple(
-        (offload, peak(stages, offload=offload, is_batch=is_batch)) for offload in PUBLISHED_OFFLOADS
+        (offload, peak(stages, offload=offload, is_batch=is_batch, order=order))
+        for offload in PUBLISHED_OFFLOADS
     )
 
 
@@ -225,6 +252,24 @@ def language_parameters(shape: LanguageShape) -> int:
     key_value = shape.head_dim * shape.num_kv_heads
     layer = width * (2 * heads + 2 * key_value + 3 * shape.ffn_hidden_size + 2)
     return shape.num_layers * layer + 2 * shape.vocab_size * width + width
+
+
+def vision_parameters(shape: VisionShape, language_width: int) -> int:
+    """Of a Pixtral vision tower, and of the two linears that lead to a language model of that width."""
+    width = shape.hidden_size
+    layer = width * (4 * width + 3 * shape.ffn_hidden_size + 2)
+    tower = _COLORS * shape.patch_size**2 * width + width + shape.num_layers * layer
+    return tower + language_width * (width + language_width + 2)
+
+
+def _upsampler(card: ModelCard) -> StageMemory:
+    """One that looks at images keeps the keys and values of as many tokens as it may read and write."""
+    language, parameters = card.upsampler, language_parameters(card.upsampler)
+    if card.task is Task.TEXT2WORLD:
+        return StageMemory("upsampler", parameters * _BFLOAT16, _LANGUAGE_WORK)
+    one_token = 2 * language.num_layers * language.num_kv_heads * language.head_dim * _BFLOAT16
+    weights = (parameters + vision_parameters(card.vision, language.hidden_size)) * _BFLOAT16
+    return StageMemory("upsampler", weights, one_token * language.max_length + _IMAGE_WORK)
 
 
 def _text_encoder(card: ModelCard, *, itemsize: int) -> StageMemory:
@@ -250,14 +295,18 @@ def _denoise(
 
 
 def _tokenizer(card: ModelCard, latent_THW: tuple[int, int, int]) -> StageMemory:
-    """Decoding: the pieces after the middle block, or the middle block itself, whichever needs more."""
+    """Decoding: the pieces after the middle block, or the middle block itself, whichever needs more.
+
+    What looks at images has the encoder's weights too.
+    """
     frames, rows, columns = latent_THW
     cells, channels = rows * columns / _LATENT_CELLS, card.tokenizer.channels / _CHANNELS
     pieces = _DECODE_GIB + _DECODE_GIB_PER_LATENT_FRAME * min(frames, _FRAMES_PER_PIECE)
     at_once = frames if frames < 2 else 2 + frames % 2
     scores = _COPIES_OF_SCORES * at_once * (rows * columns) ** 2 * _BFLOAT16
     middle = cells * channels * _MIDDLE_GIB_PER_LATENT_FRAME * frames * GIB + scores
-    weights = int(_TOKENIZER_DECODER * channels**2) * _BFLOAT16
+    encoder = 0 if card.task is Task.TEXT2WORLD else _TOKENIZER_ENCODER
+    weights = int((encoder + _TOKENIZER_DECODER) * channels**2) * _BFLOAT16
     return StageMemory("tokenizer", weights, int(max(cells * channels * pieces * GIB, middle)))
 
 

@@ -126,16 +126,21 @@ class InterpolationRequest(Text2WorldRequest):
 
     def given_frames(self, num_frames: int) -> range:
         """Numbers of the given frames in a visual input of `num_frames`; RequestError if it has too few."""
-        start, stride = self.frame_index_start, self.frame_stride
-        pairs = (num_frames - 1 - start) // stride
-        if num_frames < self.num_input_frames or pairs < max(self.num_frame_pairs or 1, 1):
-            needed = max(self.num_input_frames, start + stride * (self.num_frame_pairs or 1) + 1)
+        start, stride, asked = self.frame_index_start, self.frame_stride, self.num_frame_pairs
+        if num_frames < self.num_input_frames:
             raise RequestError(
-                f"{self.visual_input} has {num_frames} frame(s), and {needed} are needed for "
-                f"--num_input_frames {self.num_input_frames} --frame_index_start {start} --frame_stride {stride} "
-                f"--num_frame_pairs {self.num_frame_pairs or 1}. Pass a longer video or fewer pairs."
+                f"{self.visual_input} has {num_frames} frame(s), fewer than --num_input_frames "
+                f"{self.num_input_frames}. Pass a longer video."
             )
-        return range(start, start + stride * (self.num_frame_pairs or pairs) + 1, stride)
+        pairs = max((num_frames - 1 - start) // stride, 0)
+        if pairs < (asked or 1):
+            wanted = "none of them a pair" if asked is None else f"but --num_frame_pairs is {asked}"
+            raise RequestError(
+                f"{self.visual_input} has {num_frames} frame(s): from --frame_index_start {start} with "
+                f"--frame_stride {stride} there are {pairs} pair(s), {wanted}. Pass a longer video, or "
+                "change these flags."
+            )
+        return range(start, start + stride * (asked or pairs) + 1, stride)
 
 
 VisualRequest = Video2WorldRequest | InterpolationRequest
@@ -197,10 +202,7 @@ def validate_request(request: Text2WorldRequest, card: ModelCard, *, prompt_is_m
 
 def latent_shape(request: Text2WorldRequest, card: ModelCard) -> tuple[int, int, int, int, int]:
     """B, C, T, H, W of the latent of one video, or of one clip of an interpolation."""
-    tokenizer = card.tokenizer
-    frames = (request.num_frames - 1) // tokenizer.temporal_compression + 1
-    if isinstance(request, InterpolationRequest):  # its last frame is a latent frame of its own
-        frames = (request.num_frames - 2) // tokenizer.temporal_compression + 2
+    tokenizer, frames = card.tokenizer, card.latent_frames(request.num_frames)
     side = tokenizer.spatial_compression
     return 1, tokenizer.latent_channels, frames, request.height // side, request.width // side
 

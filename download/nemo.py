@@ -11,16 +11,8 @@ import argparse
 import os
 import sys
 
-from cosmos_nemo.catalog import CARDS
-from cosmos_nemo.checkpoint.locate import (
-    HubFiles,
-    guardrail_of,
-    text_encoder_of,
-    text_guard_of,
-    tokenizer_of,
-    upsampler_of,
-    weights_of,
-)
+from cosmos_nemo.catalog import CARDS, Task
+from cosmos_nemo.checkpoint.locate import HubFiles, downloads_of, weights_of
 
 
 def main() -> int:
@@ -44,9 +36,10 @@ def _download(wanted: list[HubFiles], *, dry_run: bool) -> int:
 
 def _wanted(models: list[str]) -> list[HubFiles]:
     """Every repository once, the networks first: the rest is shared."""
-    parts = (weights_of, tokenizer_of, text_encoder_of, upsampler_of, guardrail_of, text_guard_of)
-    wanted = [part(CARDS[model]) for part in parts for model in models]
-    return list({files.repository: files for files in wanted}.values())
+    cards = [CARDS[model] for model in models]
+    networks = [weights_of(card) for card in cards]
+    shared = [files for card in cards for files in downloads_of(card)]
+    return list({files.repository: files for files in (*networks, *shared)}.values())
 
 
 def _say(line: str) -> None:
@@ -67,8 +60,14 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 everything is there, 2 bad flags, 1 something is missing.",
         allow_abbrev=False,
     )
+    unasked = [name for name in models if CARDS[name].task is Task.TEXT2WORLD]
     parser.add_argument(
-        "--models", nargs="+", choices=models, default=models, metavar="MODEL", help=" ".join(models)
+        "--models",
+        nargs="+",
+        choices=models,
+        default=unasked,
+        metavar="MODEL",
+        help=f"{' '.join(models)} (unasked: those of Text2World)",
     )
     parser.add_argument(
         "--dry_run",

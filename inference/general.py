@@ -1,4 +1,4 @@
-"""Text2World from a NeMo checkpoint: torchrun (or srun, or python) inference/general.py --prompt ..."""
+"""Worlds from a NeMo checkpoint: torchrun (or srun, or python) inference/general.py --prompt ..."""
 
 import os
 import sys

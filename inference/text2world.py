@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from cosmos_nemo.cli import parse_text2world
-from cosmos_nemo.cli.text2world import FLAG_NAMES
+from cosmos_nemo.cli.predict1 import FLAG_NAMES
 from cosmos_nemo.launch import run
 
 

@@ -14,6 +14,7 @@ from typing import Protocol
 from cosmos_nemo.checkpoint import hub, verified
 from cosmos_nemo.checkpoint.hub import HubError, HubFile, Listing
 from cosmos_nemo.checkpoint.released import HubFiles, lacking
+from cosmos_nemo.checkpoint.released import wanted as wanted_of
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,9 @@ class AssetsFolder:
             return f"there is no {lacks} in {folder}"
         if not verified.is_noted_complete(folder) and self.unfinished(files):
             return f"{folder} was not downloaded to the end"
-        if wrong := verified.mismatches(folder, verified.noted_hashes(folder) | _md5(files, names)):
+        noted = verified.noted_hashes(folder)
+        own = {path: noted[path] for path in wanted_of(files, noted)}
+        if wrong := verified.mismatches(folder, own | _md5(files, names)):
             return "; ".join(str(one) for one in wrong)
         return ""
 

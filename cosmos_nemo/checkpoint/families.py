@@ -3,12 +3,13 @@
 Standard library only. Sources: spec/predict1-diffusion.md, 9; spec/predict2-video2world.md, 6.1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from cosmos_nemo.checkpoint.released import (
     HubFiles,
     guardrail,
+    lacking,
     network,
     prompt_upsampler,
     text_encoder,
@@ -61,8 +62,63 @@ PREDICT2 = Family(
 FAMILIES = {family.name: family for family in (PREDICT1, PREDICT2)}
 SIZES = tuple(dict.fromkeys(size for family in FAMILIES.values() for size in family.sizes))
 TYPES = tuple(dict.fromkeys(kind for family in FAMILIES.values() for kind in family.types))
-INFERENCE_RUNS = {"predict1": ("Text2World",)}
+INFERENCE_RUNS = {"predict1": ("Text2World", "Video2World", "WorldInterpolator")}
 """The types that this package can run; what else is fetched waits for its pipeline."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilesBeside(HubFiles):
+    """Files of one repository that belong into the folder of another's, `host`."""
+
+    host: HubFiles
+
+    @property
+    def assets_name(self) -> str:
+        return self.host.assets_name
+
+
+def image_upsampler(repository: str, *, model: str) -> HubFiles:
+    """Pixtral, as Mistral released it, or as the released scripts converted that.
+
+    Mistral's tokenizer (tekken.json) is not read: see `beside`.
+    """
+    return HubFiles(
+        repository=repository,
+        needs=(("params.json", "config.json"), ("consolidated.safetensors", "model.pt")),
+        allow=("params.json", "consolidated.safetensors"),
+        flag="--prompt_upsampler_dir",
+        model=model,
+    )
+
+
+def beside(files: HubFiles) -> FilesBeside | None:
+    """What of another repository belongs into the same folder: Pixtral's tokenizer, for transformers."""
+    if files.repository != "mistralai/Pixtral-12B-2409":
+        return None
+    return FilesBeside(
+        repository="mistral-community/pixtral-12b",
+        needs=(("tokenizer.json",),),
+        allow=("tokenizer.json",),
+        flag=files.flag,
+        model=files.model,
+        host=files,
+    )
+
+
+def with_beside(files: HubFiles) -> list[HubFiles]:
+    """`files`, and what belongs beside them: all that has to be fetched for their folder."""
+    other = beside(files)
+    return [files] if other is None else [files, other]
+
+
+def lacking_together(files: HubFiles, names: Iterable[str]) -> str:
+    """As released.lacking, of the files and of what belongs beside them."""
+    there = list(names)
+    if lacks := lacking(files, there):
+        return lacks
+    other = beside(files)
+    lacks = lacking(other, there) if other is not None else ""
+    return f"{lacks} (of {other.repository})" if lacks and other is not None else ""
 
 
 def choose_family(name: str | None, sizes: Sequence[str] | None) -> Family:
@@ -170,15 +226,7 @@ def _predict1_extras(kinds: set[str], *, model: str) -> list[HubFiles]:
     if "Text2World" in kinds:
         extras.append(prompt_upsampler("nvidia/Cosmos-UpsamplePrompt1-12B-Text2World", model=model))
     if kinds & {"Video2World", "WorldInterpolator"}:
-        extras.append(
-            HubFiles(
-                repository="mistralai/Pixtral-12B-2409",
-                needs=(("params.json",), ("consolidated.safetensors",)),
-                allow=("params.json", "consolidated.safetensors", "tekken.json"),
-                flag="--prompt_upsampler_dir",
-                model=model,
-            )
-        )
+        extras += with_beside(image_upsampler("mistralai/Pixtral-12B-2409", model=model))
     return extras
 
 

@@ -5,11 +5,14 @@ HubError.
 """
 
 import logging
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cosmos_nemo.checkpoint.families import FilesBeside, beside, lacking_together
 from cosmos_nemo.checkpoint.released import HubFiles, lacking, wanted
 
 if TYPE_CHECKING:
@@ -92,7 +95,23 @@ def cached(files: HubFiles, *, cache_dir: Path | None = None) -> Path | None:
     if snapshot is None:
         return None
     folder = snapshot / files.subfolder
-    return None if lacking(files, names_in(folder)) else folder
+    return None if lacking_together(files, names_in(folder)) else folder
+
+
+def put_together(files: HubFiles, *, cache_dir: Path | None = None) -> Path | None:
+    """As `cached`, once what belongs beside `files` was copied there from its own place in the cache.
+
+    None if anything is missing, or if the cache may only be read.
+    """
+    snapshot, other = cached_snapshot(files, cache_dir=cache_dir), beside(files)
+    source = cached(other, cache_dir=cache_dir) if other is not None else None
+    if other is None or source is None or snapshot is None or lacking(files, names_in(snapshot)):
+        return None
+    try:
+        _copy(other, source, snapshot)
+    except OSError as error:
+        logger.debug("%s: %s", snapshot, error)
+    return cached(files, cache_dir=cache_dir)
 
 
 def cached_snapshot(files: HubFiles, *, cache_dir: Path | None = None) -> Path | None:
@@ -142,8 +161,8 @@ def fetch_to_cache(files: HubFiles, *, cache_dir: Path | None = None) -> Path:
 
     if is_offline():
         raise HubError(
-            f"{files.repository} is not complete in the Hugging Face cache (HF_HOME), and HF_HUB_OFFLINE "
-            "forbids to download it"
+            f"{files.repository} is not complete in the Hugging Face cache (HF_HOME){_together(files)}, and "
+            "HF_HUB_OFFLINE forbids to download it"
         )
     listing = list_files(files)
     try:
@@ -158,7 +177,33 @@ def fetch_to_cache(files: HubFiles, *, cache_dir: Path | None = None) -> Path:
     folder = Path(snapshot) / files.subfolder
     if lacks := lacking(files, names_in(folder)):
         raise HubError(f"{files.repository} was not downloaded to the end: there is no {lacks} yet")
+    if (other := beside(files)) is not None:
+        _fetch_beside(other, folder, cache_dir=cache_dir)
     return folder
+
+
+def _fetch_beside(files: FilesBeside, folder: Path, *, cache_dir: Path | None) -> None:
+    """Copies: a link would break if the other repository were removed from the cache."""
+    source = cached(files, cache_dir=cache_dir) or fetch_to_cache(files, cache_dir=cache_dir)
+    try:
+        _copy(files, source, folder)
+    except OSError as error:
+        raise HubError(f"{files.repository} cannot be copied to {folder} ({error})") from error
+
+
+def _copy(files: FilesBeside, source: Path, folder: Path) -> None:
+    for name in wanted(files, names_in(source)):
+        unfinished = folder / f".{name}.{os.getpid()}"
+        try:
+            shutil.copyfile(source / name, unfinished)
+            unfinished.replace(folder / name)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def _together(files: HubFiles) -> str:
+    other = beside(files)
+    return f" together with {other.needs[0][0]} of {other.repository}" if other is not None else ""
 
 
 def fetch_to_folder(files: HubFiles, listing: Listing, paths: Sequence[str], *, folder: Path) -> None:

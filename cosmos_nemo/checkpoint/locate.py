@@ -3,9 +3,9 @@
 import logging
 from pathlib import Path
 
-from cosmos_nemo.catalog import ModelCard
-from cosmos_nemo.checkpoint import hub, released
-from cosmos_nemo.checkpoint.families import door_for
+from cosmos_nemo.catalog import ModelCard, Task
+from cosmos_nemo.checkpoint import families, hub, released
+from cosmos_nemo.checkpoint.families import beside, door_for, lacking_together, with_beside
 from cosmos_nemo.checkpoint.released import HubFiles
 
 logger = logging.getLogger(__name__)
@@ -37,8 +37,10 @@ def text_encoder_of(card: ModelCard) -> HubFiles:
 
 
 def upsampler_of(card: ModelCard) -> HubFiles:
-    """The prompt upsampler and its tokenizer."""
-    return released.prompt_upsampler(card.sources.upsampler, model=card.name)
+    """The prompt upsampler and its tokenizer: one that looks at images for every task but Text2World."""
+    if card.task is Task.TEXT2WORLD:
+        return released.prompt_upsampler(card.sources.upsampler, model=card.name)
+    return families.image_upsampler(card.sources.upsampler, model=card.name)
 
 
 def guardrail_of(card: ModelCard) -> HubFiles:
@@ -49,6 +51,17 @@ def guardrail_of(card: ModelCard) -> HubFiles:
 def text_guard_of(card: ModelCard) -> HubFiles:
     """Llama Guard."""
     return released.text_guard(card.sources.text_guard, model=card.name)
+
+
+def downloads_of(card: ModelCard) -> list[HubFiles]:
+    """Every repository that the model needs, with its upsampler and guardrails if it has them."""
+    sources = card.sources
+    parts = [weights_of(card), tokenizer_of(card), text_encoder_of(card)]
+    if sources.upsampler:
+        parts += with_beside(upsampler_of(card))
+    if sources.guardrail:
+        parts += [guardrail_of(card), text_guard_of(card)]
+    return parts
 
 
 def locate(
@@ -104,7 +117,7 @@ def _is_missing(files: HubFiles, *, given: Path, assets_dir: Path | None) -> str
 
 def _refuse_unfinished(files: HubFiles, folder: Path) -> None:
     """A stopped download leaves its folder behind: what it lacks is better said here than by the reader."""
-    if hub.unfinished_files(folder) and (lacks := released.lacking(files, hub.names_in(folder))):
+    if hub.unfinished_files(folder) and (lacks := lacking_together(files, hub.names_in(folder))):
         raise LocateError(
             f"{folder} was not downloaded to the end: there is no {lacks} yet. Run the download again; it "
             f"goes on where it stopped ({door_for(files.model)})."
@@ -115,6 +128,8 @@ def _from_hub(
     files: HubFiles, *, assets_dir: Path | None, cache_dir: Path | None, download: bool
 ) -> Path | None:
     cached = hub.cached(files, cache_dir=cache_dir)
+    if cached is None and download:
+        cached = hub.put_together(files, cache_dir=cache_dir)
     may_fetch = files.is_released and not hub.is_offline()
     unfinished = cached is not None and hub.is_unfinished(files, cache_dir=cache_dir)
     if not download:
@@ -141,15 +156,17 @@ def _not_on_the_hub(files: HubFiles, *, assets_dir: Path | None) -> str:
             f"NeMo folder at {place}{also}, or pass its path with {files.flag}."
         )
     return (
-        f"{files.repository} is not on the hub: write a stand-in with "
-        f"`cosmos-nemo standin {files.model} DIR` and pass --cosmos_assets_dir DIR, or a folder of your own "
-        f"with {files.flag}."
+        f"{files.repository} is not on the hub, and this version of the package does not bring it: write "
+        f"a stand-in with `cosmos-nemo standin {files.model} DIR` and pass --cosmos_assets_dir DIR, or a "
+        f"folder of your own with {files.flag}."
     )
 
 
 def _ways_out(files: HubFiles) -> str:
     without = ", or --disable_guardrail to do without" if files.flag in _GUARDS else ""
+    other = beside(files)
+    complete = f", with {other.needs[0][0]} of {other.repository} in its folder," if other is not None else ""
     return (
-        f"run `{door_for(files.model)}` where there is a network, or pass a local copy with "
+        f"run `{door_for(files.model)}` where there is a network, or pass a local copy{complete} with "
         f"{files.flag} or --cosmos_assets_dir{without}"
     )

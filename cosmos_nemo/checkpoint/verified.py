@@ -79,11 +79,15 @@ def digest_of(path: Path, algorithm: str) -> str:
 
 
 def note_complete(folder: Path, paths: Iterable[str]) -> None:
-    """Writes down that `paths` are all that is needed in `folder`, as they are now."""
+    """Writes down that `paths` are all that is needed in `folder`, as they are now.
+
+    So are the files of an earlier call: a folder may hold those of two repositories.
+    """
     known = _read(folder)["files"]
     facts = {path: _facts(folder / path) for path in paths}
     same = {path: known[path] for path in facts if facts[path].items() <= known.get(path, {}).items()}
-    _write(folder, {"complete": True, "files": facts | same})
+    others = {path: known[path] for path in known if (folder / path).is_file()}
+    _write(folder, {"complete": True, "files": others | facts | same})
 
 
 def is_noted_complete(folder: Path) -> bool:

@@ -1,6 +1,7 @@
 """Flags that several doors have, under the names that they have in common."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from cosmos_nemo.request import (
@@ -28,42 +29,83 @@ _OFFLOAD_FLAGS = {
 }
 """The released flag of each model that may be parked between uses."""
 
+_INTERPOLATOR, _VIDEO2WORLD = "world_interpolator.py", "video2world.py"
+_OF_SOME_DOORS = {
+    "--word_limit_to_skip_upsampler": "text2world.py, whose upsampler reads prompts",
+    "--subject_name": "general.py",
+    "--conditioned_image_or_video_path": "general.py",
+    "--input_image_or_video_path": f"{_VIDEO2WORLD} and {_INTERPOLATOR}",
+    "--num_input_frames": f"{_VIDEO2WORLD} and {_INTERPOLATOR}",
+    "--num_overlap_frames": _VIDEO2WORLD,
+    "--keep_input_size": _VIDEO2WORLD,
+    "--frame_stride": _INTERPOLATOR,
+    "--frame_index_start": _INTERPOLATOR,
+    "--num_frame_pairs": _INTERPOLATOR,
+    "--draw_condition_noise": _INTERPOLATOR,
+}
+"""Flags that a person may expect of every door."""
 
-def add_video(group: argparse._ArgumentGroup) -> None:
-    """What the video is like; None stands for the card's own value."""
+
+def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """RequestError for a flag that only other doors have; for any other unknown one argparse exits with 2."""
+    flags, unknown = parser.parse_known_args(argv)
+    for word in unknown:
+        flag = word.partition("=")[0]
+        if flag in _OF_SOME_DOORS:
+            raise RequestError(f"{flag} is for {_OF_SOME_DOORS[flag]}, not for {parser.prog}. Leave it out.")
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return flags
+
+
+def add_video(
+    group: argparse._ArgumentGroup,
+    *,
+    guidance: str = "7",
+    seed: str = "1",
+    num_frames: str = "8k+1; the model's, 121",
+) -> None:
+    """What the video is like; None stands for the card's own value. The arguments say what the door's is."""
     group.add_argument(
         "--negative_prompt", default=DEFAULT_NEGATIVE_PROMPT, help='what to avoid; "" for none'
     )
-    group.add_argument("--guidance", type=float, default=None, help="g of cond + g (cond - uncond); 7")
+    group.add_argument(
+        "--guidance", type=float, default=None, help=f"g of cond + g (cond - uncond); {guidance}"
+    )
     group.add_argument(
         "--sampler", default=None, metavar="NAME", help=", ".join(SAMPLER_NAMES) + "; the model's own"
     )
     group.add_argument("--num_steps", type=float, default=None, help="sampling steps; 35")
     group.add_argument(
-        "--seed", type=int, default=1, help="of the noise: the same video for the same seed; 1"
+        "--seed", type=int, default=None, help=f"of the noise: the same video for the same seed; {seed}"
     )
     group.add_argument("--height", type=int, default=None, help="pixels, a multiple of 16; the model's, 704")
     group.add_argument("--width", type=int, default=None, help="pixels, a multiple of 16; the model's, 1280")
-    group.add_argument("--num_video_frames", type=int, default=None, help="8k+1; the model's, 121")
+    group.add_argument("--num_video_frames", type=int, default=None, help=num_frames)
     group.add_argument("--fps", type=int, default=None, help="frames per second; 24")
 
 
-def add_batch(group: argparse._ArgumentGroup) -> None:
+def add_batch(
+    group: argparse._ArgumentGroup, *, line: str = '{"prompt": "..."}, instead of --prompt'
+) -> None:
+    """`line`: what a line looks like, and instead of what."""
     group.add_argument(
-        "--batch_input_path",
-        default="",
-        help='a file of lines like {"prompt": "..."}, instead of --prompt; run again, it goes on',
+        "--batch_input_path", default="", help=f"a file of lines like {line}; run again, it goes on"
     )
 
 
-def add_prompt_models(group: argparse._ArgumentGroup) -> None:
-    """Upsampler and guardrails, but for the flag that turns the upsampler on or off."""
+def add_word_limit(group: argparse._ArgumentGroup) -> None:
+    """For the upsampler that makes prompts longer; the one that looks at a frame knows no such limit."""
     group.add_argument(
         "--word_limit_to_skip_upsampler",
         type=int,
         default=None,
         help="prompts of more words are not upsampled; 250",
     )
+
+
+def add_prompt_models(group: argparse._ArgumentGroup) -> None:
+    """Upsampler and guardrails, but for the flag that turns the upsampler on or off."""
     group.add_argument("--prompt_upsampler_dir", default="", help="the prompt upsampler's folder")
     group.add_argument("--disable_guardrail", action="store_true", help="judge neither prompts nor videos")
     group.add_argument("--guardrail_dir", default="", help="the guardrails' folder")
@@ -119,29 +161,41 @@ def offloaded(flags: argparse.Namespace) -> frozenset[str]:
     return frozenset(named | {stage for stage, flag in _OFFLOAD_FLAGS.items() if getattr(flags, flag)})
 
 
-def check_effects(flags: argparse.Namespace, *, upsamples: bool) -> None:
-    """RequestError for a flag that has no effect beside the others."""
-    if not upsamples:
-        if flags.prompt_upsampler_dir:
-            raise RequestError("--prompt_upsampler_dir has no effect: no prompt is upsampled. Leave it out.")
-        if flags.word_limit_to_skip_upsampler is not None:
-            raise RequestError(
-                "--word_limit_to_skip_upsampler has no effect: no prompt is upsampled. Leave it out."
-            )
-    if flags.disable_guardrail:
-        for flag in ("guardrail_dir", "text_guard_dir"):
-            if getattr(flags, flag):
-                raise RequestError(f"--{flag} has no effect beside --disable_guardrail. Pass one of them.")
+def check_effects(flags: argparse.Namespace, *, upsamples: bool, visual_flag: str | None = None) -> None:
+    """RequestError for a flag that has no effect beside the others, or for one that is missing.
+
+    visual_flag: the flag that names the image or video, where the model starts from one. Its upsampler writes
+    the prompt, so that none need be given.
+    """
+    _check_prompt_models(flags, upsamples=upsamples)
     if flags.replicas is not None and not flags.batch_input_path:
         raise RequestError(
             "--replicas shares the videos of a batch: it has no effect without --batch_input_path."
         )
-    if not flags.batch_input_path and flags.prompt is None:
+    for flag in ("--prompt", visual_flag):
+        if flags.batch_input_path and flag is not None and getattr(flags, flag[2:]) is not None:
+            raise RequestError(f"{flag} has no effect beside --batch_input_path. Pass one of them.")
+    if flags.batch_input_path:
+        return
+    if visual_flag is not None and not getattr(flags, visual_flag[2:]):
+        raise RequestError(
+            f"{visual_flag} is missing. Name the file to start from, or pass --batch_input_path FILE."
+        )
+    if flags.prompt is None and not (upsamples and visual_flag is not None):
         raise RequestError(
             "--prompt is missing. Describe the video to make, or pass --batch_input_path FILE."
         )
-    if flags.batch_input_path and flags.prompt is not None:
-        raise RequestError("--prompt has no effect beside --batch_input_path. Pass one of them.")
+
+
+def _check_prompt_models(flags: argparse.Namespace, *, upsamples: bool) -> None:
+    if not upsamples:
+        for flag in ("--prompt_upsampler_dir", "--word_limit_to_skip_upsampler"):
+            if getattr(flags, flag[2:], None) not in (None, ""):
+                raise RequestError(f"{flag} has no effect: no prompt is upsampled. Leave it out.")
+    if flags.disable_guardrail:
+        for flag in ("--guardrail_dir", "--text_guard_dir"):
+            if getattr(flags, flag[2:]):
+                raise RequestError(f"{flag} has no effect beside --disable_guardrail. Pass one of them.")
 
 
 def path_of(text: str) -> Path | None:

@@ -1,30 +1,43 @@
-"""The command line of inference/general.py, NeMo's own script (spec/nemo-cosmos1.md, 1.1)."""
+"""The command line of inference/general.py, NeMo's own script, with what its video2world.py had beyond it
+(spec/nemo-cosmos1.md, 1.1 and 1.4)."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from cosmos_nemo.catalog import CARDS, find_card
+from cosmos_nemo.catalog import CARDS, ModelCard, Task, find_card
 from cosmos_nemo.cli.flags import (
     EXIT_STATUS,
     add_batch,
     add_machine,
     add_prompt_models,
     add_video,
+    add_word_limit,
     check_effects,
+    parse_flags,
     path_of,
 )
 from cosmos_nemo.cli.invocation import Invocation
+from cosmos_nemo.cli.tasks import check_task
 from cosmos_nemo.cli.translate import invocation_of, request_of, setup_of
-from cosmos_nemo.request import RequestError
+from cosmos_nemo.request import RequestError, Text2WorldRequest, Video2WorldRequest
+
+_VISUAL_FLAG = "--conditioned_image_or_video_path"
 
 
 def parse_general(argv: Sequence[str]) -> Invocation:
     """RequestError or CatalogError for values that cannot be; argparse itself exits with 2 for an unknown
     flag or a word where a number belongs."""
-    flags = _parser().parse_args(argv)
+    flags = parse_flags(_parser(), argv)
     card = find_card(flags.model)
-    check_effects(flags, upsamples=flags.enable_prompt_upsampler)
+    check_task(card, Task.TEXT2WORLD, Task.VIDEO2WORLD)
+    _check_family(flags, card)
+    check_effects(
+        flags,
+        upsamples=flags.enable_prompt_upsampler,
+        visual_flag=_VISUAL_FLAG if card.task is Task.VIDEO2WORLD else None,
+    )
     _check_places(flags)
     setup = setup_of(
         flags,
@@ -36,13 +49,39 @@ def parse_general(argv: Sequence[str]) -> Invocation:
         text_encoder_dir=path_of(flags.text_encoder_dir),
         t5_cache_dir=path_of(flags.t5_cache_dir),
     )
-    request = request_of(
+    request = _request(
         flags,
         card,
         subject_name=flags.subject_name,
         video_path=Path(flags.video_save_path or f"{card.name}.mp4"),
     )
     return invocation_of(flags, setup, request, folder=Path(flags.video_save_folder or "outputs"))
+
+
+def _request(flags: argparse.Namespace, card: ModelCard, **own: Any) -> Text2WorldRequest:
+    if card.task is Task.TEXT2WORLD:
+        return request_of(flags, card, kind=Text2WorldRequest, **own)
+    if flags.num_input_frames is not None:
+        own |= {"num_input_frames": flags.num_input_frames}
+    visual_input = Path(flags.conditioned_image_or_video_path or "")
+    return request_of(flags, card, kind=Video2WorldRequest, visual_input=visual_input, **own)
+
+
+def _check_family(flags: argparse.Namespace, card: ModelCard) -> None:
+    """RequestError for a flag of models with another task."""
+    if card.task is Task.VIDEO2WORLD:
+        if flags.word_limit_to_skip_upsampler is not None:
+            raise RequestError(
+                "--word_limit_to_skip_upsampler has no effect: the upsampler of a Video2World model looks at "
+                "a frame, not at the prompt. Leave it out."
+            )
+        return
+    for flag in (_VISUAL_FLAG, "--num_input_frames"):
+        if getattr(flags, flag[2:]) is not None:
+            raise RequestError(
+                f"{flag} has no effect: {card.name} starts from a prompt alone. Leave it out, or name a "
+                "Video2World model with --model."
+            )
 
 
 def _check_places(flags: argparse.Namespace) -> None:
@@ -57,12 +96,21 @@ def _check_places(flags: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="general.py",
-        description="Make a video from a prompt with a Cosmos Text2World model in NeMo's checkpoint format.",
+        description="Make a video with a Cosmos Text2World or Video2World model in NeMo's checkpoint format.",
         epilog=EXIT_STATUS,
         allow_abbrev=False,
     )
     video = parser.add_argument_group("the video")
     video.add_argument("--prompt", default=None, help="what the video shows")
+    video.add_argument(
+        _VISUAL_FLAG,
+        default=None,
+        metavar="FILE",
+        help="what a Video2World goes on from: an image or a video",
+    )
+    video.add_argument(
+        "--num_input_frames", type=int, default=None, help="of that file, its last ones: 1 or 9; 1"
+    )
     add_batch(video)
     video.add_argument("--subject_name", default="", help="the subject a post-trained model learned")
     add_video(video)
@@ -75,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="let the upsampler describe the scene at length",
     )
+    add_word_limit(prompts)
     add_prompt_models(prompts)
     add_machine(parser.add_argument_group("ranks and memory"), num_devices="num_devices")
     return parser

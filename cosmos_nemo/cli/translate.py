@@ -2,17 +2,19 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cosmos_nemo.catalog import ModelCard
 from cosmos_nemo.cli.flags import offloaded, path_of, whole
 from cosmos_nemo.cli.invocation import Batch, Invocation
 from cosmos_nemo.request import Setup, Text2WorldRequest
 
+R = TypeVar("R", bound=Text2WorldRequest)
+
 
 def setup_of(flags: argparse.Namespace, *, model: str, upsamples: bool, **own: Any) -> Setup:
     """`own`: the fields that a door has flags of its own for."""
-    limit = flags.word_limit_to_skip_upsampler
+    limit = getattr(flags, "word_limit_to_skip_upsampler", None)
     return Setup(
         model=model,
         upsamples=upsamples,
@@ -34,9 +36,9 @@ def setup_of(flags: argparse.Namespace, *, model: str, upsamples: bool, **own: A
     )
 
 
-def request_of(flags: argparse.Namespace, card: ModelCard, **own: Any) -> Text2WorldRequest:
-    """What the flags leave open is the card's."""
-    return Text2WorldRequest(
+def request_of(flags: argparse.Namespace, card: ModelCard, *, kind: type[R], **own: Any) -> R:
+    """What the flags leave open is the card's; `own`: the fields that a door has flags of its own for."""
+    return kind(
         prompt=flags.prompt or "",
         negative_prompt=flags.negative_prompt,
         height=card.video.height if flags.height is None else flags.height,
@@ -46,7 +48,7 @@ def request_of(flags: argparse.Namespace, card: ModelCard, **own: Any) -> Text2W
         num_steps=card.num_steps if flags.num_steps is None else whole("--num_steps", flags.num_steps),
         guidance=card.guidance if flags.guidance is None else flags.guidance,
         sampler=card.sampler if flags.sampler is None else flags.sampler,
-        seed=flags.seed,
+        seed=card.seed if flags.seed is None else flags.seed,
         **own,
     )
 

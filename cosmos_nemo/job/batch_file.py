@@ -1,15 +1,20 @@
-"""A batch file: one JSON object a line, with a prompt each."""
+"""A batch file: one JSON object a line, with a prompt or a visual input each."""
 
 import codecs
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cosmos_nemo.request import RequestError, Text2WorldRequest
+from cosmos_nemo.request import RequestError, Text2WorldRequest, VisualRequest
 
 _FIELDS: dict[str, type] = {"prompt": str, "negative_prompt": str, "seed": int}
 """What a line may say of its video; everything else comes from the flags."""
+_VISUAL_INPUT = "visual_input"
+"""A field more where worlds start from one; elsewhere passed over in silence: the released batch files serve
+several scripts."""
+_SAMPLES = {"visual_input": '"visual_input": "ball.mp4"', "prompt": '"prompt": "A red ball rolls."'}
 
 _NAMES = {str: "text", int: "whole number"}
 
@@ -18,9 +23,6 @@ _OTHER_MARKS = (
     ("UTF-16", (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)),
 )
 """How a file in another encoding begins. UTF-32's first: UTF-16's is the beginning of it."""
-
-_OF_OTHER_DOORS = {"visual_input"}
-"""Passed over in silence: the released batch files serve several scripts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,32 +45,41 @@ class BatchFile:
     passed_over: tuple[str, ...] = ()
 
 
-def read_batch(path: Path, *, template: Text2WorldRequest, folder: Path) -> BatchFile:
+def read_batch(
+    path: Path, *, template: Text2WorldRequest, folder: Path, prompt_is_made: bool = False
+) -> BatchFile:
     """What the file holds, with all that its lines leave open as in `template`.
 
+    A line needs a "prompt" unless prompt_is_made (by an upsampler, which heeds none), and a "visual_input" if
+    the template has one; a relative path is one from the working folder, as in the released scripts.
     The video of line n is `folder`/(n - 1).mp4, whatever the other lines hold, as in the released scripts;
     empty lines make none. RequestError if the file cannot be read or holds no good line.
     """
+    kinds = _FIELDS | ({_VISUAL_INPUT: str} if isinstance(template, VisualRequest) else {})
+    needed = [name for name in (_VISUAL_INPUT, "prompt") if name in kinds]
+    if prompt_is_made:
+        needed.remove("prompt")
     requests, bad, passed_over = [], [], set()
     for number, content in enumerate(_lines(path), start=1):
         try:
             line = _decoded(content)
             if not line.strip():
                 continue
-            record = _record(line)
-            fields = _fields(record)
+            record = _record(line, needed)
+            fields = _fields(record, kinds, needed)
         except ValueError as error:
             bad.append(BadLine(number=number, reason=str(error)))
             continue
-        passed_over |= record.keys() - _FIELDS.keys() - _OF_OTHER_DOORS
+        passed_over |= record.keys() - _FIELDS.keys() - {_VISUAL_INPUT}
+        if prompt_is_made and fields.get("prompt"):
+            passed_over.add("prompt")
         requests.append(
             replace(template, **fields, video_path=folder / f"{number - 1}.mp4", line_number=number)
         )
     if not requests:
         why = f"; {bad[0]}" if bad else ""
-        raise RequestError(
-            f'--batch_input_path {path} holds no line like {{"prompt": "A red ball rolls."}}{why}.'
-        )
+        sample = ", ".join(_SAMPLES[name] for name in needed)
+        raise RequestError(f"--batch_input_path {path} holds no line like {{{sample}}}{why}.")
     return BatchFile(requests=tuple(requests), bad_lines=tuple(bad), passed_over=tuple(sorted(passed_over)))
 
 
@@ -90,7 +101,7 @@ def _decoded(line: bytes) -> str:
         raise ValueError(f"it is no UTF-8 (byte {line[error.start]:#x} at position {error.start})") from None
 
 
-def _record(line: str) -> dict[str, Any]:
+def _record(line: str, needed: Sequence[str]) -> dict[str, Any]:
     """The object on one line; ValueError says what is wrong with it."""
     try:
         record = json.loads(line)
@@ -99,19 +110,26 @@ def _record(line: str) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(record, dict):
-        raise ValueError(f"it holds a {type(record).__name__}, not an object with a prompt")
-    if "prompt" not in record:
-        raise ValueError('it has no "prompt"')
+        raise ValueError(
+            f"it holds a {type(record).__name__}, not an object with a {needed[0].replace('_', ' ')}"
+        )
+    for name in needed:
+        if name not in record:
+            raise ValueError(f'it has no "{name}"')
     return record
 
 
-def _fields(record: dict[str, Any]) -> dict[str, Any]:
-    fields = {name: record[name] for name in _FIELDS if name in record}
+def _fields(record: dict[str, Any], kinds: Mapping[str, type], needed: Sequence[str]) -> dict[str, Any]:
+    """Those of `kinds`, in the types of a request."""
+    fields = {name: record[name] for name in kinds if name in record}
     for name, value in fields.items():
-        if type(value) is not _FIELDS[name]:
-            raise ValueError(f'"{name}" is {_shown(value)}, no {_NAMES[_FIELDS[name]]}')
-    if not fields["prompt"].strip():
-        raise ValueError('its "prompt" is empty')
+        if type(value) is not kinds[name]:
+            raise ValueError(f'"{name}" is {_shown(value)}, no {_NAMES[kinds[name]]}')
+    for name in needed:
+        if not fields[name].strip():
+            raise ValueError(f'its "{name}" is empty')
+    if _VISUAL_INPUT in fields:
+        fields[_VISUAL_INPUT] = Path(fields[_VISUAL_INPUT])
     return fields
 
 

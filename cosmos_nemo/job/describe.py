@@ -1,8 +1,17 @@
 """What a dry run prints of a job."""
 
+from dataclasses import replace
+
 from cosmos_nemo.job.job import Job
 from cosmos_nemo.memory import predict
-from cosmos_nemo.request import OFFLOADABLE, latent_shape
+from cosmos_nemo.pipelines.video2world import chunks_of
+from cosmos_nemo.request import (
+    OFFLOADABLE,
+    InterpolationRequest,
+    Video2WorldRequest,
+    VisualRequest,
+    latent_shape,
+)
 from cosmos_nemo.sampling.samplers import SAMPLERS
 from cosmos_nemo.stages.records import past_lines, past_of
 
@@ -18,27 +27,87 @@ _NAMES = {
 
 def describe(job: Job) -> str:
     """The requests, the plan and the files."""
-    request, shape = job.request, latent_shape(job.request, job.card)
+    request = job.request
+    _, _, frames, rows, columns = latent_shape(replace(request, num_frames=_at_once(job)), job.card)
     patch = job.card.network.patch_size
     calls = SAMPLERS[request.sampler].num_calls(request.num_steps)
-    tokens = shape[2] * (shape[3] // patch) * (shape[4] // patch)
+    tokens = frames * (rows // patch) * (columns // patch)
     where = (
         f"{len(job.requests)} videos in {request.video_path.parent}"
         if job.is_batch
         else f"to {request.video_path}"
     )
     lines = [
-        f"{job.card.name}: {request.num_frames} frames of {request.width} x {request.height} "
+        f"{job.card.name}: {_num_frames(job)} frames of {request.width} x {request.height} "
         f"at {request.fps} fps, seed {request.seed}, {where}",
-        f"latent {shape[2]} x {shape[3]} x {shape[4]}, {tokens:,} tokens; {request.sampler}, "
+        *_given(job),
+        f"latent {frames} x {rows} x {columns}, {tokens:,} tokens; {request.sampler}, "
         f"{request.num_steps} steps, guidance {request.guidance:g}: "
-        f"{calls * request.num_branches} network calls",
+        f"{calls * request.num_branches} network calls{_a_part(job)}",
         f"{job.plan.num_ranks} rank(s): {job.plan}; back end {job.backend.name} in {str(job.dtype)[6:]}",
     ]
     for name in job.needs:
         path = job.files.found().get(name)
         lines.append(f"{_NAMES[name]}: {path or 'not here; a run would look for it on the hub'}")
     return "\n".join([*lines, *_memory(job), *_past(job), *remarks(job)])
+
+
+def _at_once(job: Job) -> int:
+    """The frames of a chunk, of a clip, or of a video that is neither."""
+    return min(job.request.num_frames, job.card.video.max_frames)
+
+
+def _num_frames(job: Job) -> int:
+    """Of the first video. Where it is not known how many clips an interpolation has, of one clip."""
+    request = job.request
+    if not isinstance(request, InterpolationRequest):
+        return request.num_frames
+    return (_num_clips(job, request) or 1) * (request.num_frames - 1) + 1
+
+
+def _num_clips(job: Job, request: InterpolationRequest) -> int | None:
+    """None where the visual input was not looked at."""
+    found = job.visual_inputs.get(request.visual_input)
+    if found is None:
+        return request.num_frame_pairs
+    return len(request.given_frames(found.facts.num_frames)) - 1
+
+
+def _given(job: Job) -> list[str]:
+    """What the video starts from, and what it is made of. Those of a batch start from different ones."""
+    request = job.request
+    if isinstance(request, InterpolationRequest):
+        number = None if job.is_batch else _num_clips(job, request)
+        clips = "clips" if number is None else "1 clip" if number == 1 else f"{number} clips"
+        return [
+            f"{clips} of {request.num_frames} frames, each between two frames of {_start(job)} that are "
+            f"{request.frame_stride} apart, from its frame {request.frame_index_start}"
+        ]
+    if not isinstance(request, Video2WorldRequest):
+        return []
+    lines = [f"goes on from {_last(request.num_input_frames)} of {_start(job)}"]
+    chunks = chunks_of(request, job.card.video)
+    if len(chunks) > 1:
+        lines.append(
+            f"{len(chunks)} chunks of {chunks[0].num_frames} frames, each of which goes on from "
+            f"{_last(request.num_overlap_frames)} of the one before"
+        )
+    return lines
+
+
+def _start(job: Job) -> str:
+    assert isinstance(job.request, VisualRequest)
+    return "its visual input" if job.is_batch else str(job.request.visual_input)
+
+
+def _last(num_frames: int) -> str:
+    return "the last frame" if num_frames == 1 else f"the last {num_frames} frames"
+
+
+def _a_part(job: Job) -> str:
+    if isinstance(job.request, InterpolationRequest):
+        return " a clip"
+    return " a chunk" if _at_once(job) < job.request.num_frames else ""
 
 
 def _memory(job: Job) -> list[str]:
@@ -87,7 +156,7 @@ def remarks(job: Job) -> list[str]:
             f"fields of the batch file that this model makes nothing of: {', '.join(job.passed_over)}"
         )
     trained, frames = job.card.video.num_frames, job.request.num_frames
-    if frames != trained:
+    if _at_once(job) != trained:
         lines.append(
             f"{job.card.name} was trained on {trained} frames: with --num_video_frames {frames} its videos "
             "may be worse"

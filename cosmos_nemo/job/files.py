@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from cosmos_nemo.catalog import ModelCard, with_overrides
+from cosmos_nemo.catalog import ModelCard, Task, with_overrides
 from cosmos_nemo.checkpoint.card_file import read_card_file
 from cosmos_nemo.checkpoint.fingerprint import fingerprint
 from cosmos_nemo.checkpoint.locate import (
@@ -20,14 +20,17 @@ from cosmos_nemo.checkpoint.locate import (
 )
 from cosmos_nemo.checkpoint.names import network_rules
 from cosmos_nemo.checkpoint.network import open_network
-from cosmos_nemo.checkpoint.reader import open_checkpoint
+from cosmos_nemo.checkpoint.reader import CheckpointError, open_checkpoint
+from cosmos_nemo.models.video_tokenizer.model import PARTS
 from cosmos_nemo.request import RequestError, Setup
 from cosmos_nemo.stages.guardrail import WORD_LISTS
 from cosmos_nemo.stages.guardrail.text_guard import check_text_guard
 from cosmos_nemo.stages.guardrail.video_guard import check_video_guard
+from cosmos_nemo.stages.image_upsampler import check_image_upsampler
 from cosmos_nemo.stages.prompt_upsampler import check_upsampler
 from cosmos_nemo.stages.text_folder import check_text_folder
 from cosmos_nemo.stages.tokenizer import Tokenizer
+from cosmos_nemo.stages.tokenizer_folder import read_statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +67,8 @@ def needs_of(card: ModelCard, setup: Setup) -> Needs:
         if not (card.sources.upsampler or setup.upsampler_dir):
             raise RequestError(
                 f"{card.name} comes without a prompt upsampler: pass one with --prompt_upsampler_dir, "
-                "or write the prompt in detail and leave the upsampler out (--disable_prompt_upsampler in "
-                "text2world.py, no --enable_prompt_upsampler in general.py)."
+                "or write the prompt in detail and leave the upsampler out (no --enable_prompt_upsampler in "
+                "general.py, --disable_prompt_upsampler in the other scripts)."
             )
         names.append("upsampler")
     if has_guardrails(card, setup):
@@ -123,21 +126,38 @@ def check_files(card: ModelCard, files: Files) -> None:
     if files.weights is not None:
         network_rules(card.network, open_network(files.weights))
     if files.tokenizer is not None:
-        Tokenizer(
-            shape=card.tokenizer,
-            folder=files.tokenizer,
-            device=torch.device("cpu"),
-            dtype=torch.float32,
-            parts=("decoder",),
-        ).check()
+        _check_tokenizer(card, files.tokenizer)
     if files.text_encoder is not None:
         check_text_folder(files.text_encoder, text_dim=card.network.text_dim)
     if files.upsampler is not None:
-        check_upsampler(files.upsampler, card.upsampler)
+        _check_upsampler(card, files.upsampler)
     if files.guardrail is not None:
         check_video_guard(files.guardrail)
         if files.text_guard is not None:
             check_text_guard(files.guardrail / WORD_LISTS, files.text_guard)
+
+
+def _check_tokenizer(card: ModelCard, folder: Path) -> None:
+    """What looks at images needs the encoder too, and an interpolator the statistics of single images."""
+    Tokenizer(
+        shape=card.tokenizer,
+        folder=folder,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        parts=("decoder",) if card.task is Task.TEXT2WORLD else PARTS,
+    ).check()
+    if card.task is Task.WORLD_INTERPOLATOR and "image_mean_C" not in read_statistics(folder, card.tokenizer):
+        raise CheckpointError(
+            f"{folder} has no image_mean_std.pt: {card.name} encodes the last frame of a clip as an image. "
+            f"Copy the file from {card.sources.tokenizer}, or download that again."
+        )
+
+
+def _check_upsampler(card: ModelCard, folder: Path) -> None:
+    if card.task is Task.TEXT2WORLD:
+        check_upsampler(folder, card.upsampler)
+    else:
+        check_image_upsampler(folder, card.upsampler, card.vision)
 
 
 def identities(files: Files) -> dict[str, dict[str, str]]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,18 @@ import torch
 from cosmos_nemo.catalog import ModelCard
 from cosmos_nemo.job.batch_file import BadLine
 from cosmos_nemo.job.files import Files, has_guardrails
+from cosmos_nemo.job.visual_inputs import VisualInput
 from cosmos_nemo.models.common.backend import Backend
 from cosmos_nemo.plan import Plan
-from cosmos_nemo.request import Setup, Text2WorldRequest
+from cosmos_nemo.request import Setup, Text2WorldRequest, VisualRequest
 
-_NOT_OF_THE_VIDEO = ("video_path", "line_number")
+_NOT_OF_THE_VIDEO = ("video_path", "line_number", "visual_input")
+"""Fields of a request. What the visual input holds counts, not where it lies."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The same on every rank but for the device and, on rank 0 alone, the identities."""
+    """The same on every rank but for the device and what `from_rank_zero` holds."""
 
     card: ModelCard
     setup: Setup
@@ -40,6 +42,15 @@ class Job:
     text_cache: Path | None
     identities: Mapping[str, Mapping[str, str]]
     """Of each file: its path and fingerprint, taken before it is read."""
+    visual_inputs: Mapping[Path, VisualInput] = field(default_factory=dict)
+    """What the requests name as such."""
+
+    @property
+    def from_rank_zero(self) -> dict[str, Any]:
+        """The fields that rank 0 alone knows, which every rank needs: it alone looks at visual inputs, and
+        those that are damaged make bad lines of good ones."""
+        names = ("identities", "visual_inputs", "requests", "bad_lines")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def request(self) -> Text2WorldRequest:
@@ -67,6 +78,7 @@ class Job:
             "model": self.card.name,
             "request": {name: str(v) if isinstance(v, Path) else v for name, v in asdict(request).items()},
             "item": self.item_of(request),
+            **self._visual_input(request),
             "files": dict(self.identities),
             "plan": asdict(self.plan),
             "backend": self.backend.name,
@@ -84,6 +96,7 @@ class Job:
         what = {
             "model": asdict(self.card),
             "request": {n: v for n, v in asdict(request).items() if n not in _NOT_OF_THE_VIDEO},
+            **self._visual_input(request),
             "files": {name: file["fingerprint"] for name, file in self.identities.items()},
             "dtypes": [str(self.dtype), self.setup.rope_dtype, str(self.text_encoder_dtype)],
             "guardrails": self._guardrails(),
@@ -92,10 +105,17 @@ class Job:
         text = json.dumps(what, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def _visual_input(self, request: Text2WorldRequest) -> dict[str, str]:
+        if not isinstance(request, VisualRequest):
+            return {}
+        return {"visual_input_sha256": self.visual_inputs[request.visual_input].sha256}
+
     def _guardrails(self) -> str:
         if self.has_guardrails:
             return "on"
         return "the model comes without" if self.setup.guardrails else "disabled by --disable_guardrail"
 
     def _upsampling(self) -> str:
+        if self.setup.upsamples and isinstance(self.request, VisualRequest):
+            return "on, describes the visual input"
         return f"on, up to {self.setup.word_limit} words" if self.setup.upsamples else "off"

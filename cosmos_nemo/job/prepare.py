@@ -1,33 +1,53 @@
 """From an invocation to a job: everything that can be judged without reading a weight."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from cosmos_nemo.catalog import CatalogError, ModelCard, find_card
+from cosmos_nemo.catalog import CatalogError, ModelCard, Task, find_card
 from cosmos_nemo.checkpoint.locate import LocateError
 from cosmos_nemo.checkpoint.reader import CheckpointError
 from cosmos_nemo.cli import Invocation
 from cosmos_nemo.job.batch_file import BadLine, BatchFile, read_batch
 from cosmos_nemo.job.files import card_with_files, check_files, find_files, identities, needs_of
 from cosmos_nemo.job.job import Job
+from cosmos_nemo.job.visual_inputs import VisualInputs
 from cosmos_nemo.models.common.backend import BackendError, choose_backend
 from cosmos_nemo.parallel.environment import Ranks
 from cosmos_nemo.plan import Plan, make_plan, num_ranks_taking_part
-from cosmos_nemo.request import RequestError, Setup, Text2WorldRequest, validate_request, validate_setup
+from cosmos_nemo.request import (
+    InterpolationRequest,
+    RequestError,
+    Setup,
+    Text2WorldRequest,
+    Video2WorldRequest,
+    VisualRequest,
+    validate_request,
+    validate_setup,
+)
 from cosmos_nemo.sampling.samplers import SAMPLERS
 from cosmos_nemo.stages.media import check_writable
 
+logger = logging.getLogger(__name__)
+
 PERSON_ERRORS = (RequestError, CatalogError, CheckpointError, LocateError, BackendError)
+
+_REQUESTS = {
+    Task.TEXT2WORLD: Text2WorldRequest,
+    Task.VIDEO2WORLD: Video2WorldRequest,
+    Task.WORLD_INTERPOLATOR: InterpolationRequest,
+}
 
 
 def prepare(invocation: Invocation, *, ranks: Ranks, environ: Mapping[str, str]) -> Job:
     """Checks the requests, finds (or downloads) the files, checks their headers and makes the plan.
 
     One of PERSON_ERRORS for anything that cannot work. Cheap checks come first: nothing is downloaded for a
-    request that cannot be served.
+    request that cannot be served. Rank 0 alone looks at visual inputs, and may have bad lines that the other
+    ranks learn of by Job.from_rank_zero.
     """
     setup = invocation.setup
     validate_setup(setup)
@@ -35,15 +55,19 @@ def prepare(invocation: Invocation, *, ranks: Ranks, environ: Mapping[str, str])
     asked = _asked(invocation)
     needs = needs_of(card, setup)
     files = find_files(card, setup, needs, download=False)
-    _serveable(asked, card_with_files(card, files))
+    _serveable(asked, card_with_files(card, files), setup)
     backend = choose_backend(setup.backend, environ)
     if ranks.rank == 0:
         check_writable(asked.requests[0].video_path)
     _plan(card_with_files(card, files), setup, asked, ranks, pretend=invocation.dry_run)
+    visual_inputs = VisualInputs(asked.requests)
+    if ranks.rank == 0:
+        _warn_of_prompt(invocation)
+        asked = _judged(asked, visual_inputs.check)
     if not (needs.are_met(files) or invocation.dry_run):
         files = find_files(card, setup, needs, download=True)
     card = card_with_files(card, files)
-    asked = _serveable(asked, card)
+    asked = _serveable(asked, card, setup)
     check_files(card, files)
     return Job(
         card=card,
@@ -59,6 +83,7 @@ def prepare(invocation: Invocation, *, ranks: Ranks, environ: Mapping[str, str])
         backend=backend,
         text_cache=_text_cache_folder(environ),
         identities=identities(files) if ranks.rank == 0 else {},
+        visual_inputs=visual_inputs.found,
     )
 
 
@@ -66,16 +91,45 @@ def _asked(invocation: Invocation) -> BatchFile:
     """The lines of the batch file, or the one request as if it were such a line."""
     if invocation.batch is None:
         return BatchFile(requests=(invocation.request,))
-    return read_batch(invocation.batch.path, template=invocation.request, folder=invocation.batch.folder)
+    return read_batch(
+        invocation.batch.path,
+        template=invocation.request,
+        folder=invocation.batch.folder,
+        prompt_is_made=_prompt_is_made(invocation.request, invocation.setup),
+    )
 
 
-def _serveable(asked: BatchFile, card: ModelCard) -> BatchFile:
-    """What `card` can make of it, the rest as bad lines; RequestError if that is nothing."""
+def _prompt_is_made(request: Text2WorldRequest, setup: Setup) -> bool:
+    """By the upsampler that describes the visual input, whatever the prompt is."""
+    return setup.upsamples and isinstance(request, VisualRequest)
+
+
+def _warn_of_prompt(invocation: Invocation) -> None:
+    request = invocation.request
+    if request.prompt and _prompt_is_made(request, invocation.setup):
+        logger.warning(
+            "--prompt is not used: the prompt upsampler describes the visual input instead. "
+            "For a prompt of your own, leave the upsampler out."
+        )
+
+
+def _serveable(asked: BatchFile, card: ModelCard, setup: Setup) -> BatchFile:
+    """What `card` can make of it; see _judged."""
+
+    def check(request: Text2WorldRequest) -> None:
+        _check_task(request, card)
+        validate_request(request, card, prompt_is_made=_prompt_is_made(request, setup))
+        _check_steps(request)
+
+    return _judged(asked, check)
+
+
+def _judged(asked: BatchFile, check: Callable[[Text2WorldRequest], None]) -> BatchFile:
+    """What `check` does not refuse, the rest as bad lines; RequestError if that is nothing."""
     good, bad = [], []
     for request in asked.requests:
         try:
-            validate_request(request, card)
-            _check_steps(request)
+            check(request)
             good.append(request)
         except RequestError as error:
             if request.line_number is None:
@@ -112,6 +166,15 @@ def device_of(ranks: Ranks) -> torch.device:
             f"Start at most {visible} a host (torchrun --nproc_per_node={visible})."
         )
     return torch.device("cuda", ranks.local_rank)
+
+
+def _check_task(request: Text2WorldRequest, card: ModelCard) -> None:
+    """The doors ask the named card; the checkpoint's card.json may say something else."""
+    if type(request) is not _REQUESTS[card.task]:
+        raise RequestError(
+            f"The card.json of the checkpoint makes {card.name} a model for {card.task.value}, which this "
+            "script does not run. Is it another model's checkpoint?"
+        )
 
 
 def _check_steps(request: Text2WorldRequest) -> None:

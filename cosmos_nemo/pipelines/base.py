@@ -1,6 +1,7 @@
 """What all pipelines have in common: their stages, the ranks they run on, and how a failure ends."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -8,17 +9,19 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from cosmos_nemo.request import Text2WorldRequest
+from cosmos_nemo.request import RequestError, Text2WorldRequest
 from cosmos_nemo.sampling.samplers import OnStep
 from cosmos_nemo.stages.base import Stage
 from cosmos_nemo.stages.denoise import Denoise
 from cosmos_nemo.stages.guardrail.text_guard import TextGuard
 from cosmos_nemo.stages.guardrail.video_guard import VideoGuard
 from cosmos_nemo.stages.image_upsampler import ImageUpsampler
+from cosmos_nemo.stages.item_error import ItemError
 from cosmos_nemo.stages.prompt_upsampler import PromptUpsampler
 from cosmos_nemo.stages.skip import Skip
 from cosmos_nemo.stages.text_encoder import TextEncoder
 from cosmos_nemo.stages.tokenizer import Tokenizer
+from cosmos_nemo.stages.visual_input import VisualInputError
 
 OnProgress = Callable[[], OnStep | None]
 RequestT = TypeVar("RequestT", bound=Text2WorldRequest)
@@ -35,6 +38,15 @@ class Video:
     prompt: str
     is_changed: bool = False
     """The video guard blurred faces."""
+
+
+@contextmanager
+def reading_input() -> Iterator[None]:
+    """ItemError for a visual input that was gone, or another one, when its turn came."""
+    try:
+        yield
+    except (VisualInputError, RequestError) as error:
+        raise ItemError(str(error)) from error
 
 
 class Pipeline(Generic[RequestT, UpsamplerT]):

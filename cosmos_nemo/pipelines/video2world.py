@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cosmos_nemo.catalog import VideoLimits
 from cosmos_nemo.parallel.rank_zero import only_rank_zero, rank_zero
-from cosmos_nemo.pipelines.base import OnProgress, Pipeline, Video
+from cosmos_nemo.pipelines.base import OnProgress, Pipeline, Video, reading_input
 from cosmos_nemo.request import Video2WorldRequest
 from cosmos_nemo.stages.denoise import Condition
 from cosmos_nemo.stages.image_upsampler import ImageUpsampler
@@ -50,9 +50,7 @@ class Video2World(Pipeline[Video2WorldRequest, ImageUpsampler]):
     """A video that begins with given frames."""
 
     def make(self, request: Video2WorldRequest, *, on_progress: OnProgress) -> Video | None:
-        input_THWC = only_rank_zero(
-            lambda: read_last_frames(request.visual_input, request.num_input_frames), self.ranks
-        )
+        input_THWC = only_rank_zero(lambda: _read(request), self.ranks)
         prompt = rank_zero(lambda: self._prepare(request, input_THWC), self.ranks)
         texts = self.embed(prompt, request.negative_prompt)
         given_THWC, parts_THWC = input_THWC, list[Tensor]()
@@ -111,6 +109,11 @@ class Video2World(Pipeline[Video2WorldRequest, ImageUpsampler]):
             return video
         _, height, width, _ = input_THWC.shape
         return replace(video, frames_THWC=resized(video.frames_THWC, height=height, width=width))
+
+
+def _read(request: Video2WorldRequest) -> Tensor:
+    with reading_input():
+        return read_last_frames(request.visual_input, request.num_input_frames)
 
 
 def _pixels(request: Video2WorldRequest, given_THWC: Tensor | None, chunk: Chunk) -> Tensor:

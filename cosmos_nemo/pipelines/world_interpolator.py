@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cosmos_nemo.parallel.rank_zero import only_rank_zero, rank_zero
-from cosmos_nemo.pipelines.base import OnProgress, Pipeline, Video
+from cosmos_nemo.pipelines.base import OnProgress, Pipeline, Video, reading_input
 from cosmos_nemo.request import InterpolationRequest
 from cosmos_nemo.stages.denoise import Condition
 from cosmos_nemo.stages.image_upsampler import ImageUpsampler
@@ -40,13 +40,15 @@ class WorldInterpolator(Pipeline[InterpolationRequest, ImageUpsampler]):
         return only_rank_zero(lambda: self._show(latents, prompt, request.fps), self.ranks)
 
     def _prepare(self, request: InterpolationRequest) -> str:
-        [last_HWC] = read_last_frames(request.visual_input, 1)
+        with reading_input():
+            [last_HWC] = read_last_frames(request.visual_input, 1)
         return describe_image(request, last_HWC, text_guard=self.text_guard, upsampler=self.upsampler)
 
     def _encode(self, request: InterpolationRequest) -> Tensor:
         """Latents [1, C, 2 N, H, W] of N pairs, first and last frame by turns."""
-        numbers = request.given_frames(visual_facts(request.visual_input).num_frames)
-        frames_THWC = read_frames_at(request.visual_input, numbers)
+        with reading_input():
+            numbers = request.given_frames(visual_facts(request.visual_input).num_frames)
+            frames_THWC = read_frames_at(request.visual_input, numbers)
         pixels_BCTHW = to_pixels(frames_THWC, height=request.height, width=request.width)
         latents = []
         with self.tokenizer as tokenizer:

@@ -26,6 +26,7 @@ from cosmos_nemo.memory import (
     StageMemory,
     host_bytes,
     network_parameters,
+    order_of,
     peak,
     stage_memory,
 )
@@ -181,7 +182,7 @@ def _memory_lines(machine: Machine, group: Sequence[ModelCard]) -> Iterator[str]
     yield f"  {title:<{width}}  GPU GiB  host GiB  on this machine"
     rows = list(zip(_offloads(stages), names, strict=True))
     for offload, name in rows[:1] if _is_small(card) else rows:
-        most = _gib(peak(stages, offload=offload, is_batch=True))
+        most = _gib(peak(stages, offload=offload, is_batch=True, order=order_of(card)))
         host = _gib(host_bytes(stages, offload))
         yield f"  {name:<{width}}  {most:>7}  {host:>8}  {_objection(machine, card, offload) or 'fits'}"
 
@@ -215,7 +216,8 @@ def _objection(machine: Machine, card: ModelCard, offload: frozenset[str]) -> st
     if not machine.gpus:
         return "" if _is_small(card) else "needs a GPU"
     stages = _stages(card)
-    if peak(stages, offload=offload, is_batch=True) + DEVICE_OVERHEAD > machine.gpus[0].memory:
+    most = peak(stages, offload=offload, is_batch=True, order=order_of(card))
+    if most + DEVICE_OVERHEAD > machine.gpus[0].memory:
         return "does not fit"
     if machine.host_memory is not None and host_bytes(stages, offload) > machine.host_memory:
         return "host memory is too small"
@@ -242,7 +244,7 @@ def call_operations(shape: DiTShape, num_tokens: int) -> float:
 def _num_tokens(card: ModelCard) -> int:
     video, tokenizer = card.video, card.tokenizer
     cell = tokenizer.spatial_compression * card.network.patch_size
-    frames = (video.num_frames - 1) // tokenizer.temporal_compression + 1
+    frames = card.latent_frames(video.num_frames)
     return frames * (video.height // cell) * (video.width // cell)
 
 
@@ -252,7 +254,7 @@ def _num_calls(card: ModelCard) -> int | None:
         from cosmos_nemo.sampling.samplers import SAMPLERS
     except Exception:  # a broken install raises anything
         return None
-    return SAMPLERS[card.sampler].num_calls(card.num_steps) * (1 if card.guidance in (0.0, -1.0) else 2)
+    return SAMPLERS[card.sampler].num_calls(card.num_steps) * card.num_branches
 
 
 def look(cards: Sequence[ModelCard], *, checkpoint_dir: Path | None) -> Machine:
@@ -419,12 +421,12 @@ def _parts(card: ModelCard) -> "dict[str, HubFiles]":
 
 
 def _is_here(files: "HubFiles", checkpoint_dir: Path | None) -> bool:
+    from cosmos_nemo.checkpoint.families import lacking_together
     from cosmos_nemo.checkpoint.hub import names_in
     from cosmos_nemo.checkpoint.locate import locate
-    from cosmos_nemo.checkpoint.released import lacking
 
     try:
         found = locate(files, assets_dir=checkpoint_dir, download=False)
-        return found is not None and not lacking(files, names_in(found))
+        return found is not None and not lacking_together(files, names_in(found))
     except Exception:  # half a download, or a cache that cannot be read
         return False

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cosmos_nemo.catalog import CARDS, CatalogError, ModelCard, find_card, overrides_of
+from cosmos_nemo.catalog import CARDS, CatalogError, ModelCard, Task, find_card, overrides_of
 from cosmos_nemo.checkpoint.locate import (
     HubFiles,
     guardrail_of,
@@ -29,7 +29,7 @@ _NANO_WIDTH = 512
 
 _MARKER = "standin.json"
 _LAYOUT_USE = {
-    "folder": "general.py --cosmos_assets_dir {folder} or text2world.py --checkpoint_dir {folder}",
+    "folder": "general.py --cosmos_assets_dir {folder} or {door} --checkpoint_dir {folder}",
     "hub": "HF_HOME={folder} HF_HUB_OFFLINE=1",
 }
 
@@ -64,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
     except (CatalogError, StandinError) as error:
         print(f"cosmos-nemo standin: {error}", file=sys.stderr)
         return 2
-    state, use = "written" if is_new else "is there", _LAYOUT_USE[args.layout].format(folder=args.folder)
+    doors = " or ".join(dict.fromkeys(f"{card.task.value}.py" for card in cards))
+    use = _LAYOUT_USE[args.layout].format(folder=args.folder, door=doors)
+    state = "written" if is_new else "is there"
     print(f"{args.folder}: {', '.join(args.cards)} with random weights {state}. Use it with {use}")
     return 0
 
@@ -116,6 +118,7 @@ def write_standin(cards: Sequence[ModelCard], folder: Path, *, seed: int, layout
 def _write_parts(card: ModelCard, root: Path, *, seed: int, layout: str) -> None:
     """All models of one card, but for those that an earlier card brought."""
     from cosmos_nemo.stages.guardrail import WORD_LISTS
+    from cosmos_nemo.tools.standin_pixtral import write_pixtral
     from cosmos_nemo.tools.standin_text import write_text_encoder
     from cosmos_nemo.tools.standin_text_guard import write_llama_guard, write_word_lists
     from cosmos_nemo.tools.standin_tokenizer import write_released_tokenizer
@@ -142,8 +145,11 @@ def _write_parts(card: ModelCard, root: Path, *, seed: int, layout: str) -> None
             functools.partial(write_text_encoder, text_dim=small.network.text_dim),
         ),
     ]
-    if card.sources.upsampler:
+    if card.sources.upsampler and card.task is Task.TEXT2WORLD:
         parts.append((upsampler_of(card), write_upsampler))
+    elif card.sources.upsampler:
+        # As the download leaves it: Mistral's file, and the tokenizer of another repository beside it.
+        parts.append((upsampler_of(card), functools.partial(write_pixtral, layout="mistral")))
     if card.sources.guardrail:
         parts += [(guardrail_of(card), write_guardrails), (text_guard_of(card), write_llama_guard)]
     for files, write in parts:

@@ -1,13 +1,15 @@
 """A Pixtral of nano size that describes every image with one sentence, in each layout of the released one."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from cosmos_nemo.catalog import LanguageShape, VisionShape
+from cosmos_nemo.catalog import LanguageShape, VisionShape, find_card, overrides_of
+from cosmos_nemo.checkpoint.card_file import write_card_file
 from cosmos_nemo.checkpoint.pixtral_names import pixtral_shapes
 from cosmos_nemo.checkpoint.writer.pixtral import END, MARKS, TURN_END, Layout, write_pixtral_folder
 from cosmos_nemo.checkpoint.writer.text_encoder import Vocabulary, english_vocabulary
@@ -57,8 +59,8 @@ _EMBEDDINGS, _OUTPUT = "model.language_model.embed_tokens.weight", "lm_head.weig
 def write_pixtral(folder: Path, *, seed: int, layout: Layout = "predict1") -> None:
     """Writes the weights (bfloat16), their sizes and the tokenizer into `folder`: NANO_PIXTRAL, NANO_VISION.
 
-    The weights are random but for the output's, which follow each token of the description by the next. The
-    same seed writes the same bytes.
+    card.json says in what they differ from the released Pixtral. The weights are random but for the output's,
+    which follow each token of the description by the next. The same seed writes the same bytes.
     """
     vocabulary = _vocabulary()
     write_pixtral_folder(
@@ -69,6 +71,8 @@ def write_pixtral(folder: Path, *, seed: int, layout: Layout = "predict1") -> No
         weights=_weights([piece for piece, _ in vocabulary], seed=seed),
         layout=layout,
     )
+    card = find_card("Cosmos-Predict1-7B-Video2World")
+    write_card_file(folder, overrides_of(replace(card, upsampler=NANO_PIXTRAL, vision=NANO_VISION), card))
 
 
 def _vocabulary() -> Vocabulary:

@@ -8,6 +8,7 @@ from cosmos_nemo.catalog import CARDS
 from cosmos_nemo.checkpoint.hub import unfinished_blobs
 from cosmos_nemo.checkpoint.locate import (
     LocateError,
+    downloads_of,
     guardrail_of,
     locate,
     text_encoder_of,
@@ -256,3 +257,46 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_first_byte(tmp_path: Pat
 
 def test_help_waits_for_no_slow_library() -> None:
     assert "HF_TOKEN" in help_of(str(ROOT / "download/nemo.py"))
+
+
+VIDEO = "Cosmos-1.0-Diffusion-7B-Video2World"
+VIDEO_ONLY = {
+    f"nvidia/{VIDEO}": {"nemo/metadata.json": b"72", "model.pt": b"another format"},
+    "mistralai/Pixtral-12B-2409": {
+        "params.json": b"{}",
+        "consolidated.safetensors": b"p",
+        "tekken.json": b"another tokenizer",
+    },
+    "mistral-community/pixtral-12b": {"tokenizer.json": b"words", "model-1.safetensors": b"again"},
+}
+
+
+def test_a_video2world_comes_with_an_upsampler_that_sees_and_is_found_in_the_cache(tmp_path: Path) -> None:
+    with fake_hub(REPOSITORIES | VIDEO_ONLY) as (endpoint, moods):
+        status, printed = download("--models", VIDEO, home=tmp_path, endpoint=endpoint)
+        assert status == 0, printed
+        fetched = {name for name in NEEDED if "Text2World" not in name}
+        assert set(moods.fetched) == fetched | {
+            *(f"nvidia/{VIDEO}/nemo/metadata.json", "mistralai/Pixtral-12B-2409/params.json"),
+            "mistralai/Pixtral-12B-2409/consolidated.safetensors",
+            "mistral-community/pixtral-12b/tokenizer.json",
+        }
+        assert len(moods.fetched) == len(set(moods.fetched))
+        for files in downloads_of(CARDS[VIDEO]):
+            assert locate(files, cache_dir=tmp_path / "hub", embedded=tmp_path, download=False) is not None
+        pixtral = snapshot(tmp_path, "mistralai/Pixtral-12B-2409")
+        assert (pixtral / "tokenizer.json").read_bytes() == b"words"
+        (pixtral / "tokenizer.json").unlink()
+        status, printed = download("--models", VIDEO, home=tmp_path, endpoint=endpoint)
+        assert status == 0 and "0 bytes to fetch" in printed and (pixtral / "tokenizer.json").is_file()
+        status, printed = download("--models", VIDEO, home=tmp_path, HF_HUB_OFFLINE="1")
+        assert status == 0 and printed.count(": complete in ") == 7, printed
+
+
+def test_without_the_tokenizers_repository_pixtral_is_not_complete(tmp_path: Path) -> None:
+    there = {name: files for name, files in (REPOSITORIES | VIDEO_ONLY).items() if "community" not in name}
+    with fake_hub(there) as (endpoint, _):
+        status, printed = download("--models", VIDEO, home=tmp_path, endpoint=endpoint)
+    assert status == 1 and "mistral-community/pixtral-12b cannot be downloaded" in printed
+    with pytest.raises(LocateError, match=r"mistral-community/pixtral-12b"):
+        locate(upsampler_of(CARDS[VIDEO]), cache_dir=tmp_path / "hub", embedded=tmp_path)

@@ -8,15 +8,7 @@ import pytest
 
 from cosmos_nemo.catalog import CARDS
 from cosmos_nemo.checkpoint.hub import unfinished_files
-from cosmos_nemo.checkpoint.locate import (
-    guardrail_of,
-    locate,
-    text_encoder_of,
-    text_guard_of,
-    tokenizer_of,
-    upsampler_of,
-    weights_of,
-)
+from cosmos_nemo.checkpoint.locate import downloads_of, locate, upsampler_of
 from tests.doors.commands import COMMANDS
 from tests.doors.downloading import ROOT, run_door
 from tests.doors.fake_hub import KEPT, fake_hub
@@ -25,7 +17,7 @@ from tests.doors.instant import help_of
 DOCUMENTED = [c for c in COMMANDS if c.script == "scripts/download_diffusion_checkpoints.py"]
 SMALL = ("--model_sizes", "7B", "--model_types", "Text2World")
 MODEL = "Cosmos-Predict1-7B-Text2World"
-PARTS = (weights_of, tokenizer_of, text_encoder_of, upsampler_of, guardrail_of, text_guard_of)
+BETWEEN = ("--model_types", "WorldInterpolator")
 
 _CONTENT = {
     "google-t5/t5-11b": ("config.json", "tokenizer.json", "pytorch_model.bin", "tf_model.h5", "README.md"),
@@ -43,6 +35,7 @@ _CONTENT = {
     ),
     "nvidia/Cosmos-UpsamplePrompt1-12B-Text2World": ("model.pt", "tokenizer.json", "guardrail/blocklist/w"),
     "mistralai/Pixtral-12B-2409": ("params.json", "consolidated.safetensors", "tekken.json", "README.md"),
+    "mistral-community/pixtral-12b": ("tokenizer.json", "config.json", "model-1.safetensors"),
     "Wan-AI/Wan2.1-T2V-1.3B": ("Wan2.1_VAE.pth", "diffusion_pytorch_model.safetensors"),
     "nvidia/Cosmos-Reason1-7B": ("config.json", "tokenizer.json", "model-1.safetensors"),
     **{
@@ -86,7 +79,7 @@ TOKENIZER = tuple(
     for name in ("encoder.jit", "decoder.jit", "mean_std.pt", "image_mean_std.pt")
 )
 UPSAMPLER = tuple(f"Cosmos-UpsamplePrompt1-12B-Text2World/{name}" for name in ("model.pt", "tokenizer.json"))
-PIXTRAL = tuple(f"Pixtral-12B/{n}" for n in ("params.json", "consolidated.safetensors", "tekken.json"))
+PIXTRAL = tuple(f"Pixtral-12B/{n}" for n in ("params.json", "consolidated.safetensors", "tokenizer.json"))
 PREDICT2_ONLY = (
     "Wan-AI/Wan2.1-T2V-1.3B/Wan2.1_VAE.pth",
     *(f"nvidia/Cosmos-Reason1-7B/{n}" for n in ("config.json", "tokenizer.json", "model-1.safetensors")),
@@ -161,8 +154,7 @@ def test_the_terms_are_said_first_and_inference_finds_every_part_in_the_folder(t
         page = f"https://huggingface.co/{repository}"
         assert printed.index(page) < printed.index(" to fetch")
     assert "Nothing to accept: google-t5/t5-11b" in printed
-    for part in PARTS:
-        files = part(CARDS[MODEL])
+    for files in downloads_of(CARDS[MODEL]):
         found = locate(files, assets_dir=tmp_path / "c", embedded=tmp_path, cache_dir=tmp_path)
         assert found == tmp_path / "c" / files.assets_name
 
@@ -387,4 +379,58 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_first_byte(tmp_path: Pat
 
 
 def test_help_waits_for_no_slow_library_and_says_which_models_run() -> None:
-    assert "This version runs Text2World of predict1" in help_of(str(ROOT / "download/diffusion.py"))
+    runs = "This version runs Text2World, Video2World, WorldInterpolator of predict1"
+    assert runs in help_of(str(ROOT / "download/diffusion.py"))
+
+
+def test_the_interpolator_alone_comes_with_an_upsampler_that_sees_and_its_tokenizer(tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    with fake_hub(REPOSITORIES, gated=frozenset({"mistralai/Pixtral-12B-2409"})) as (endpoint, moods):
+        status, printed = download(*BETWEEN, folder=folder, endpoint=endpoint)
+        assert status == 1
+        page = "https://huggingface.co/mistralai/Pixtral-12B-2409"
+        assert printed.index(page) < printed.index(" to fetch") and f"accept its licence at {page}" in printed
+        status, printed = download(*BETWEEN, folder=folder, endpoint=endpoint, HF_TOKEN="hf_of_a_friend")
+        assert status == 0, printed
+        fetched = len(moods.fetched)
+        assert download(*BETWEEN, folder=folder, endpoint=endpoint)[0] == 0 and len(moods.fetched) == fetched
+    assert files_in(folder) == {*predict1("7B-WorldInterpolator"), *TOKENIZER, *PIXTRAL, *SHARED}
+    for files in downloads_of(CARDS["Cosmos-Predict1-7B-WorldInterpolator"]):
+        found = locate(files, assets_dir=folder, embedded=tmp_path, cache_dir=tmp_path)
+        assert found == folder / files.assets_name
+    status, printed = download(*BETWEEN, folder=folder, HF_HUB_OFFLINE="1")
+    assert status == 0 and printed.count(": complete in ") == 7, printed
+
+
+def test_each_of_two_repositories_in_one_folder_answers_for_its_own_files(tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    with fake_hub(REPOSITORIES) as (endpoint, moods):
+        assert download(*BETWEEN, folder=folder, endpoint=endpoint)[0] == 0
+        (folder / "Pixtral-12B/tokenizer.json").unlink()
+        status, printed = download(*BETWEEN, folder=folder, HF_HUB_OFFLINE="1")
+        assert status == 1 and "mistral-community/pixtral-12b: there is no tokenizer.json" in printed
+        assert "mistralai/Pixtral-12B-2409: complete in " in printed
+        assert download(*BETWEEN, folder=folder, endpoint=endpoint)[0] == 0
+        weights = folder / "Pixtral-12B/consolidated.safetensors"
+        whole = weights.read_bytes()
+        weights.write_bytes(bytes(len(whole)))
+        status, printed = download(*BETWEEN, folder=folder, HF_HUB_OFFLINE="1")
+        assert status == 1 and "mistral-community/pixtral-12b: complete in " in printed
+        assert re.search(r"mistralai/Pixtral-12B-2409: \S+ has the SHA-256 sum", printed)
+        assert download(*BETWEEN, folder=folder, endpoint=endpoint)[0] == 0
+    assert weights.read_bytes() == whole
+    assert moods.fetched.count("mistralai/Pixtral-12B-2409/params.json") == 1
+
+
+def test_what_a_video2world_needs_is_found_where_the_documented_command_put_it(tmp_path: Path) -> None:
+    command = next(command for command in DOCUMENTED if command.document == "002")
+    with fake_hub(REPOSITORIES) as (endpoint, _):
+        home = {"HF_HOME": str(tmp_path / "home")}
+        run_door("diffusion.py", *command.argv, endpoint=endpoint, sums=SUMS, cwd=tmp_path, **home)
+    folder = tmp_path / "checkpoints"
+    for name in ("7B-Video2World", "14B-Video2World", "7B-WorldInterpolator"):
+        card = CARDS[f"Cosmos-Predict1-{name}"]
+        for files in downloads_of(card):
+            found = locate(files, assets_dir=folder, embedded=tmp_path, cache_dir=tmp_path)
+            assert found == folder / files.assets_name
+        assert (folder / upsampler_of(card).assets_name / "tokenizer.json").is_file()

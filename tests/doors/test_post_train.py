@@ -202,6 +202,40 @@ def test_inference_makes_a_video_with_the_checkpoint(
     assert str(path) in json.dumps(manifest["files"]["weights"])
 
 
+def test_a_video2world_is_trained_from_a_text2world_and_goes_on_from_an_image(
+    run_here: Callable[..., launcher.Ended],
+    samples: Path,
+    trained: tuple[Path, launcher.Ended],
+    tmp_path: Path,
+) -> None:
+    from cosmos_nemo.catalog import find_card
+    from cosmos_nemo.cli import parse_general
+    from cosmos_nemo.tools.standin import write_standin
+
+    model = "Cosmos-Nano-Video2World"
+    found = run_here(
+        main.main,
+        *("post-train", "--model", model, "--nemo_checkpoint", str(checkpoint_in(trained[0]))),
+        *("--data_path", str(samples), "--log_dir", str(tmp_path / "log"), "--max_steps", "2"),
+    )
+    assert found.status == 0, found.err
+    write_standin([find_card(NANO)], tmp_path / "assets", seed=0, layout="folder")
+    image, video = tmp_path / "image.npy", tmp_path / "made.npy"
+    numpy.save(image, numpy.full((1, 32, 48, 3), 200, numpy.uint8))
+    path = checkpoint_in(tmp_path / "log")
+    argv = [
+        *("--model", model, "--cosmos_assets_dir", str(tmp_path / "assets"), "--prompt", "A red ball."),
+        *("--nemo_checkpoint", str(path), "--conditioned_image_or_video_path", str(image)),
+        *("--height", "32", "--width", "48", "--num_video_frames", "9", "--num_steps", "2"),
+        *("--video_save_path", str(video)),
+    ]
+    found = run_here(
+        lambda argv: launch.run(lambda: parse_general(argv), environ={"COSMOS_NEMO_CACHE": ""}), *argv
+    )
+    assert found.status == 0, found.err
+    assert numpy.load(video).shape == (9, 32, 48, 3)
+
+
 def test_sigterm_saves_ends_with_143_and_resume_goes_on(
     run_here: Callable[..., launcher.Ended], samples: Path, tmp_path: Path
 ) -> None:

@@ -3,9 +3,22 @@ from dataclasses import replace
 
 import pytest
 
-from cosmos_nemo.catalog import CARDS, CatalogError, find_card, overrides_of, with_overrides
+from cosmos_nemo.catalog import (
+    CARDS,
+    CatalogError,
+    ModelCard,
+    Task,
+    find_card,
+    overrides_of,
+    with_overrides,
+)
 
 SEVEN, FOURTEEN = (CARDS[f"Cosmos-1.0-Diffusion-{size}-Text2World"] for size in ("7B", "14B"))
+INTERPOLATOR = CARDS["Cosmos-Predict1-7B-WorldInterpolator"]
+
+
+def of_task(task: Task) -> list[ModelCard]:
+    return [card for card in CARDS.values() if card.task is task]
 
 
 def test_an_unknown_model_is_refused_with_the_nearest_names() -> None:
@@ -71,3 +84,65 @@ def test_a_value_of_another_kind_is_refused_with_its_place(fields: dict[str, obj
 
 def test_a_whole_number_may_stand_for_a_fraction() -> None:
     assert with_overrides(SEVEN, {"guidance": 5}).guidance == 5.0
+
+
+def test_the_names_of_predict1_are_those_of_the_released_scripts() -> None:
+    own = ("", "-4gpu_80gb", "-8gpu_40gb", "-4gpu_40gb", "-lora")
+    for kind in ("Text2World", "Video2World"):
+        assert {name for name in CARDS if name.startswith("Cosmos-Predict1") and kind in name} == {
+            *(f"Cosmos-Predict1-{size}-{kind}" for size in ("7B", "14B")),
+            *(f"Cosmos-Predict1-7B-{kind}_post-trained{how}" for how in own),
+            f"Cosmos-Predict1-14B-{kind}_post-trained",
+        }
+    assert {card.name for card in of_task(Task.WORLD_INTERPOLATOR)} == {
+        *(INTERPOLATOR.name, f"{INTERPOLATOR.name}_post-trained"),
+        "Cosmos-Nano-WorldInterpolator",
+    }
+
+
+@pytest.mark.parametrize("card", of_task(Task.VIDEO2WORLD), ids=lambda card: card.name)
+def test_a_video2world_is_its_text2world_with_a_channel_and_an_upsampler_more(card: ModelCard) -> None:
+    text = CARDS[card.name.replace("Video2World", "Text2World")]
+    assert card.network == replace(text.network, takes_given_mask=True)
+    assert card.network.patch_dim == 72
+    assert (card.video, card.sampler, card.guidance, card.seed) == (
+        *(text.video, text.sampler, text.guidance, text.seed),
+    )
+    assert (card.upsampler.rope_theta, card.upsampler.max_length) == (1e9, 4300)
+    assert card.sources.upsampler == ("mistralai/Pixtral-12B-2409" if text.sources.upsampler else "")
+    assert card.sources.weights == text.sources.weights.replace("Text2World", "Video2World")
+    assert replace(card.sources, weights="", upsampler="") == replace(text.sources, weights="", upsampler="")
+
+
+@pytest.mark.parametrize("card", of_task(Task.WORLD_INTERPOLATOR), ids=lambda card: card.name)
+def test_an_interpolator_makes_clips_of_ten_frames_as_released(card: ModelCard) -> None:
+    video = CARDS[card.name.replace("WorldInterpolator", "Video2World").replace("_post-trained", "")]
+    assert (card.network, card.upsampler, card.sources.upsampler) == (
+        *(video.network, video.upsampler, video.sources.upsampler),
+    )
+    assert (card.video.min_frames, card.video.num_frames, card.video.max_frames) == (10, 10, 10)
+    assert (card.sampler, card.guidance, card.num_branches) == ("RES", -1.0, 1)
+
+
+def test_the_released_interpolator_draws_the_seed_that_its_script_never_passed_on() -> None:
+    assert INTERPOLATOR.seed == 11
+    assert {card.seed for card in CARDS.values() if INTERPOLATOR.name not in card.name} == {1}
+
+
+def test_the_last_frame_of_an_interpolators_clip_is_a_latent_frame_of_its_own() -> None:
+    assert [SEVEN.latent_frames(n) for n in (1, 9, 33, 121)] == [1, 2, 5, 16]
+    assert INTERPOLATOR.latent_frames(10) == 3
+
+
+def test_a_card_json_may_give_the_sizes_of_an_upsampler_that_sees() -> None:
+    fields = {"upsampler": {"num_layers": 2}, "vision": {"num_layers": 3, "max_image_size": 256}}
+    changed = with_overrides(INTERPOLATOR, fields)
+    assert (changed.upsampler.num_layers, changed.upsampler.max_length) == (2, 4300)
+    assert (changed.vision.num_layers, changed.vision.max_image_size, changed.vision.patch_size) == (
+        3,
+        256,
+        16,
+    )
+    assert overrides_of(changed, INTERPOLATOR) == fields
+    with pytest.raises(CatalogError, match=r"vision\.layers is no field"):
+        with_overrides(INTERPOLATOR, {"vision": {"layers": 3}})

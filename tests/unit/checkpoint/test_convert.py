@@ -1,12 +1,17 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cosmos_nemo.catalog import CatalogError
 from cosmos_nemo.checkpoint.card_file import read_card_file
-from cosmos_nemo.checkpoint.convert import WRITERS, convert
+from cosmos_nemo.checkpoint.convert import WRITERS, convert, lazy_network
+from cosmos_nemo.checkpoint.names import network_rules
 from cosmos_nemo.checkpoint.reader import CheckpointError, open_checkpoint
+from cosmos_nemo.checkpoint.writer import write_zarr
+from tests.unit.checkpoint.conftest import GOLDEN, SHAPE
 
 ADALN = "decoder.layers.1.adaLN.adaLN_modulation.2.weight"
 
@@ -131,3 +136,48 @@ def test_progress_is_told_after_each_tensor(layouts, tmp_path, network):
     steps = []
     convert(layouts["zarr"], tmp_path / "new", to="nemo", on_tensor=lambda *step: steps.append(step))
     assert steps == [(done, len(network)) for done in range(1, len(network) + 1)]
+
+
+VIDEO = replace(SHAPE, takes_given_mask=True)
+
+
+@pytest.fixture
+def video_pt(tmp_path):
+    """model.pt of a small Video2World, whose patches have a channel more."""
+    tensors = load_file(GOLDEN / "predict1_dit_video_tiny.safetensors")
+    net = {name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")}
+    assert net["net.x_embedder.proj.1.weight"].shape[1] == 72
+    torch.save(net, tmp_path / "model.pt")
+    return tmp_path / "model.pt"
+
+
+@pytest.mark.parametrize("via", ["nemo", "safetensors", "diffusers", "zarr"])
+def test_a_video2world_goes_through_every_layout_and_back(
+    video_pt, tmp_path, via, read_network, assert_equal
+):
+    if via == "zarr":
+        checkpoint = open_checkpoint(video_pt)
+        tensors = lazy_network(checkpoint, rules=network_rules(VIDEO, checkpoint))
+        write_zarr(tmp_path / via, tensors, shape=VIDEO, card_overrides={})
+    else:
+        identity = convert(video_pt, tmp_path / via, to=via)
+        assert identity.base.name == "Cosmos-1.0-Diffusion-7B-Video2World"
+        assert identity.card.network == VIDEO
+        assert "takes_given_mask" not in read_card_file(tmp_path / via)["network"]
+    first = read_network(tmp_path / via, VIDEO)
+    assert_equal(first, read_network(video_pt, VIDEO))
+    convert(tmp_path / via, tmp_path / "back", to="predict1")
+    back, source = (
+        torch.load(path, weights_only=True) for path in (tmp_path / "back" / "model.pt", video_pt)
+    )
+    assert_equal(back, {n: t for n, t in source.items() if "logvar" not in n and ".seq" not in n})
+
+
+@pytest.mark.parametrize("kind", ["Text2World", "Video2World"])
+def test_a_network_with_other_inputs_than_the_models_is_refused(video_pt, layouts, tmp_path, kind):
+    wrong = layouts["model.pt"] if kind == "Video2World" else video_pt
+    with pytest.raises(CheckpointError) as caught:
+        convert(wrong, tmp_path / "new", to="nemo", model=f"Cosmos-Nano-{kind}")
+    other = "Text2World" if kind == "Video2World" else "Video2World"
+    assert f"It looks like a {other} network of 2 layers" in str(caught.value)
+    assert not (tmp_path / "new").exists()

@@ -9,20 +9,20 @@ from cosmos_nemo.checkpoint.families import (
     SIZES,
     Family,
     FamilyError,
+    FilesBeside,
+    beside,
     choose_family,
     choose_models,
     door_for,
     files_of,
+    image_upsampler,
+    lacking_together,
+    with_beside,
 )
-from cosmos_nemo.checkpoint.locate import (
-    guardrail_of,
-    text_encoder_of,
-    text_guard_of,
-    tokenizer_of,
-    upsampler_of,
-    weights_of,
-)
+from cosmos_nemo.checkpoint.locate import downloads_of
+from cosmos_nemo.checkpoint.released import text_encoder, wanted
 
+PIXTRAL = image_upsampler("mistralai/Pixtral-12B-2409", model="m")
 SHARED = {"google-t5/t5-11b", "nvidia/Cosmos-Guardrail1", "meta-llama/Llama-Guard-3-8B"}
 
 
@@ -80,7 +80,8 @@ def test_every_model_of_a_family_can_be_asked_for_alone(family: Family) -> None:
             files = files_of(family, choose_models(family, [size], [kind]))
             assert files[0].repository == f"nvidia/{family.model(size, kind)}"
             assert {one.repository for one in files} > SHARED
-            assert len({one.assets_name for one in files}) == len(files)
+            alone = [one for one in files if not isinstance(one, FilesBeside)]
+            assert len({one.assets_name for one in alone}) == len(alone)
 
 
 def test_without_sizes_and_types_the_released_scripts_defaults_are_fetched() -> None:
@@ -117,14 +118,20 @@ def test_each_type_brings_its_own_upsampler() -> None:
     assert reason not in repositories(PREDICT2, ["2B"], ["Text2Image"])
 
 
-@pytest.mark.parametrize("size", ["7B", "14B"])
-def test_what_is_fetched_for_a_card_is_what_inference_looks_for(size: str) -> None:
-    card = CARDS[f"Cosmos-Predict1-{size}-Text2World"]
-    parts = (weights_of, tokenizer_of, text_encoder_of, upsampler_of, guardrail_of, text_guard_of)
-    fetched = files_of(PREDICT1, choose_models(PREDICT1, [size], ["Text2World"]))
-    assert {files.repository: files for files in fetched} == {
-        files.repository: files for files in (part(card) for part in parts)
-    }
+@pytest.mark.parametrize(
+    ("size", "kind"),
+    [
+        *((size, kind) for size in ("7B", "14B") for kind in ("Text2World", "Video2World")),
+        ("7B", "WorldInterpolator"),
+    ],
+)
+def test_what_is_fetched_for_a_card_is_what_inference_looks_for(size: str, kind: str) -> None:
+    card = CARDS[f"Cosmos-Predict1-{size}-{kind}"]
+    fetched = files_of(PREDICT1, choose_models(PREDICT1, [size], [kind]))
+    found = {files.repository: files for files in fetched}
+    if (size, kind) == ("7B", "Video2World"):
+        del found["nvidia/Cosmos-Predict1-7B-WorldInterpolator"]
+    assert found == {files.repository: files for files in downloads_of(card)}
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
@@ -152,3 +159,34 @@ def test_the_types_that_run_are_those_with_a_card() -> None:
             if any(family.model(size, kind) in CARDS for size in sizes)
         }
         assert with_card == set(INFERENCE_RUNS.get(name, ()))
+
+
+def test_pixtrals_tokenizer_lies_beside_its_weights_though_another_repository_has_it() -> None:
+    host, other = with_beside(PIXTRAL)
+    assert host is PIXTRAL and other == beside(PIXTRAL) and isinstance(other, FilesBeside)
+    assert (other.repository, other.assets_name) == ("mistral-community/pixtral-12b", "Pixtral-12B")
+    assert (other.flag, other.model, other.host) == (PIXTRAL.flag, PIXTRAL.model, PIXTRAL)
+    assert PIXTRAL.terms.accept and not other.terms.accept
+    assert wanted(other, ["tokenizer.json", "model-00001-of-00006.safetensors", "config.json"]) == [
+        "tokenizer.json"
+    ]
+    assert beside(other) is None and with_beside(text_encoder("google-t5/t5-11b", model="m"))[1:] == []
+
+
+def test_pixtral_is_fetched_as_mistral_released_it_without_a_tokenizer_that_is_not_read() -> None:
+    released = ["params.json", "consolidated.safetensors", "tekken.json", "README.md"]
+    assert wanted(PIXTRAL, released) == released[:2]
+
+
+@pytest.mark.parametrize(
+    ("names", "lacks"),
+    [
+        (("params.json", "consolidated.safetensors", "tokenizer.json"), ""),
+        (("config.json", "model.pt", "tokenizer.json"), ""),  # as the released scripts leave it
+        (("params.json", "consolidated.safetensors"), "tokenizer.json (of mistral-community/pixtral-12b)"),
+        (("params.json", "tokenizer.json"), "consolidated.safetensors or model.pt"),
+        (("tokenizer.json",), "params.json or config.json"),
+    ],
+)
+def test_a_folder_is_whole_with_the_files_of_both_repositories(names: tuple[str, ...], lacks: str) -> None:
+    assert lacking_together(PIXTRAL, iter(names)) == lacks

@@ -6,10 +6,13 @@ import huggingface_hub.constants
 import pytest
 
 from cosmos_nemo.checkpoint import hub
+from cosmos_nemo.checkpoint.families import beside, image_upsampler
 from cosmos_nemo.checkpoint.hub import HubError, HubFile, Listing, list_files
 from cosmos_nemo.checkpoint.released import network, text_encoder
 
 T5 = text_encoder("google-t5/t5-11b", model="m")
+PIXTRAL = image_upsampler("mistralai/Pixtral-12B-2409", model="m")
+TOKENIZER = beside(PIXTRAL)
 NEMO = network("nvidia/N", folder="nemo", model="m")
 SHA = "0123456789abcdef0123456789abcdef01234567"
 LISTING = Listing(commit=SHA, files=(HubFile(path="nemo/a/0.0", size=3, blob="b1"),))
@@ -180,3 +183,101 @@ def test_hidden_files_are_no_part_of_a_copy(tmp_path: Path) -> None:
     assert hub.unfinished_files(tmp_path) == []
     write(tmp_path / ".cache/huggingface/download/nemo/x.incomplete", "")
     assert len(hub.unfinished_files(tmp_path)) == 1
+
+
+def cache_repository(cache: Path, name: str, **files: str) -> Path:
+    repository = cache / f"models--{name.replace('/', '--')}"
+    write(repository / "refs" / "main", SHA)
+    for file, content in files.items():
+        write(repository / "snapshots" / SHA / file.replace("__", "."), content)
+    return repository / "snapshots" / SHA
+
+
+WEIGHTS = {"params__json": "{}", "consolidated__safetensors": "weights"}
+
+
+def test_a_tokenizer_of_another_repository_is_copied_beside_the_weights_before_they_count(
+    tmp_path: Path,
+) -> None:
+    assert hub.put_together(PIXTRAL, cache_dir=tmp_path) is None
+    folder = cache_repository(tmp_path, PIXTRAL.repository, **WEIGHTS)
+    assert hub.cached(PIXTRAL, cache_dir=tmp_path) is hub.put_together(PIXTRAL, cache_dir=tmp_path) is None
+    source = cache_repository(
+        tmp_path, TOKENIZER.repository, tokenizer__json="words", config__json="of another model"
+    )
+    assert hub.cached(TOKENIZER, cache_dir=tmp_path) == source
+    assert hub.cached(PIXTRAL, cache_dir=tmp_path) is None, "looking changes nothing"
+    assert hub.put_together(PIXTRAL, cache_dir=tmp_path) == folder == hub.cached(PIXTRAL, cache_dir=tmp_path)
+    names = ("consolidated.safetensors", "params.json", "tokenizer.json")
+    assert sorted(path.name for path in folder.iterdir()) == list(names)
+    assert (folder / "tokenizer.json").read_text() == "words"
+    assert not (folder / "tokenizer.json").is_symlink()
+
+
+def test_a_tokenizer_is_not_put_beside_weights_that_are_not_there(tmp_path: Path) -> None:
+    cache_repository(tmp_path, TOKENIZER.repository, tokenizer__json="words")
+    folder = cache_repository(tmp_path, PIXTRAL.repository, params__json="{}")
+    assert hub.put_together(PIXTRAL, cache_dir=tmp_path) is None
+    assert [path.name for path in folder.iterdir()] == ["params.json"]
+
+
+def test_files_that_stand_alone_are_never_put_together(tmp_path: Path) -> None:
+    cache_repository(tmp_path, T5.repository, config__json="{}")
+    assert hub.put_together(T5, cache_dir=tmp_path) is None
+
+
+def test_a_cache_that_may_only_be_read_is_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = cache_repository(tmp_path, PIXTRAL.repository, **WEIGHTS)
+    cache_repository(tmp_path, TOKENIZER.repository, tokenizer__json="words")
+
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(hub.shutil, "copyfile", refuse)
+    assert hub.put_together(PIXTRAL, cache_dir=tmp_path) is None
+    answers(monkeypatch, sibling("params.json", 2), sibling("consolidated.safetensors", 7))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
+    with pytest.raises(HubError, match=r"^mistral-community/pixtral-12b cannot be copied to .*denied"):
+        hub.fetch_to_cache(PIXTRAL, cache_dir=tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == ["consolidated.safetensors", "params.json"]
+
+
+def test_fetching_the_weights_fetches_the_tokenizer_and_puts_it_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = {
+        PIXTRAL.repository: WEIGHTS | {"tekken__json": "another tokenizer"},
+        TOKENIZER.repository: {"tokenizer__json": "words", "model__safetensors": "weights"},
+    }
+
+    def model_info(self: object, repository: str, **options: object) -> SimpleNamespace:
+        siblings = [sibling(name.replace("__", "."), 3) for name in contents[repository]]
+        return SimpleNamespace(sha=SHA, siblings=siblings)
+
+    asked = []
+
+    def snapshot_download(repository: str, *, allow_patterns: list[str], **options: object) -> str:
+        asked.append((repository, tuple(allow_patterns)))
+        files = {n: c for n, c in contents[repository].items() if n.replace("__", ".") in allow_patterns}
+        return str(cache_repository(tmp_path, repository, **files))
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    folder = hub.fetch_to_cache(PIXTRAL, cache_dir=tmp_path)
+    assert folder == hub.cached(PIXTRAL, cache_dir=tmp_path)
+    assert asked == [
+        (PIXTRAL.repository, ("params.json", "consolidated.safetensors")),
+        (TOKENIZER.repository, ("tokenizer.json",)),
+    ]
+    assert (folder / "tokenizer.json").read_text() == "words"
+    (folder / "tokenizer.json").unlink()
+    hub.fetch_to_cache(PIXTRAL, cache_dir=tmp_path)
+    assert len(asked) == 3, "the tokenizer is in the cache already"
+
+
+def test_offline_the_error_says_that_the_tokenizer_is_looked_for_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match=r"together with tokenizer\.json of mistral-community/pixtral"):
+        hub.fetch_to_cache(PIXTRAL, cache_dir=tmp_path)

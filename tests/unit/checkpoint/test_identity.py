@@ -10,6 +10,8 @@ from cosmos_nemo.checkpoint.names import parameter_shapes
 from cosmos_nemo.checkpoint.reader import CheckpointError, LazyTensor, open_checkpoint
 from cosmos_nemo.checkpoint.reader.base import Checkpoint
 
+SEVEN_OF_VIDEO = "Cosmos-1.0-Diffusion-7B-Video2World"
+
 
 @pytest.fixture
 def meta_checkpoint(tmp_path):
@@ -63,3 +65,20 @@ def test_a_file_that_does_not_tell_its_sizes_needs_a_name(meta_checkpoint, shape
     }
     with pytest.raises(CheckpointError, match="lacks tensors that tell its sizes: pass --model"):
         identify(Checkpoint(whole.path, layout="torch", tensors=part))
+
+
+@pytest.mark.parametrize("size", ["Cosmos-1.0-Diffusion-7B", "Cosmos-1.0-Diffusion-14B", "Cosmos-Nano"])
+@pytest.mark.parametrize("kind", ["Text2World", "Video2World"])
+def test_a_channel_more_is_a_video2world_whatever_else_differs(meta_checkpoint, size, kind):
+    card = CARDS[f"{size}-{kind}"]
+    identity = identify(meta_checkpoint(replace(card.network, num_layers=3, ffn_hidden_size=1000)))
+    assert identity.base is card
+    assert identity.overrides == {"network": {"num_layers": 3, "ffn_hidden_size": 1000}}
+
+
+def test_a_named_interpolator_is_taken_at_its_word(meta_checkpoint):
+    shape = CARDS[SEVEN_OF_VIDEO].network
+    assert identify(meta_checkpoint(shape)).base is CARDS[SEVEN_OF_VIDEO]
+    name = "Cosmos-Predict1-7B-WorldInterpolator"
+    identity = identify(meta_checkpoint(shape), model=name)
+    assert identity.card == identity.base == CARDS[name]

@@ -13,6 +13,7 @@ from cosmos_nemo.catalog import CARDS, ModelCard
 from cosmos_nemo.checkpoint.locate import (
     HubFiles,
     LocateError,
+    downloads_of,
     guardrail_of,
     locate,
     text_encoder_of,
@@ -25,6 +26,8 @@ from cosmos_nemo.checkpoint.locate import (
 BIG = CARDS["Cosmos-1.0-Diffusion-7B-Text2World"]
 NANO = CARDS["Cosmos-Nano-Text2World"]
 PREDICT1 = CARDS["Cosmos-Predict1-14B-Text2World"]
+VIDEO = CARDS["Cosmos-Predict1-7B-Video2World"]
+NANO_VIDEO, NANO_BETWEEN = CARDS["Cosmos-Nano-Video2World"], CARDS["Cosmos-Nano-WorldInterpolator"]
 OWN = CARDS["Cosmos-Predict1-7B-Text2World_post-trained"]
 WEIGHTS, TOKENIZER, TEXT = weights_of(BIG), tokenizer_of(BIG), text_encoder_of(BIG)
 UPSAMPLER, GUARDRAIL, TEXT_GUARD = upsampler_of(BIG), guardrail_of(BIG), text_guard_of(BIG)
@@ -36,6 +39,7 @@ CONTENT = {
     GUARDRAIL: ("blocklist/a", "video_content_safety_filter/safety_filter.pt", "face_blur_filter/r.pth"),
     TEXT_GUARD: ("config.json", "tokenizer.json", "model-1.safetensors"),
     weights_of(PREDICT1): ("model.pt", "config.json"),
+    upsampler_of(VIDEO): ("params.json", "consolidated.safetensors", "tokenizer.json"),
 }
 CONTENT_IDS = [f"{files.flag} of {files.model}" for files in CONTENT]
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -385,3 +389,89 @@ def test_a_folder_whose_download_was_stopped_is_an_error(places: dict[str, Path]
         locate(files, **places)
     fill(folder, ("model.pt",))
     assert locate(files, **places) == folder
+
+
+def test_the_upsampler_of_a_task_that_starts_from_images_is_one_that_sees() -> None:
+    for name, card in CARDS.items():
+        files = upsampler_of(card)
+        sees = "Text2World" not in name
+        assert ("consolidated.safetensors" in files.allow) == sees, name
+        if card.sources.upsampler:
+            assert (files.assets_name == "Pixtral-12B") == sees, name
+    assert "UpsamplePrompt1" in upsampler_of(PREDICT1).repository
+
+
+def test_what_a_model_downloads_is_every_part_that_it_has_once() -> None:
+    repositories = [files.repository for files in downloads_of(VIDEO)]
+    assert len(set(repositories)) == len(repositories) == 7
+    assert {"mistralai/Pixtral-12B-2409", "mistral-community/pixtral-12b"} < set(repositories)
+    assert "mistral-community/pixtral-12b" not in {files.repository for files in downloads_of(BIG)}
+    assert len(downloads_of(NANO)) == 3
+
+
+@pytest.mark.parametrize("is_offline", [False, True])
+def test_the_tokenizer_that_the_cache_has_elsewhere_is_put_beside_the_weights(
+    is_offline: bool, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, downloads: list[str]
+) -> None:
+    if is_offline:
+        offline(monkeypatch)
+    files = upsampler_of(VIDEO)
+    weights = cached_repository(places["cache_dir"], files, ("params.json", "consolidated.safetensors"))
+    tokenizer = places["cache_dir"] / "models--mistral-community--pixtral-12b"
+    fill(tokenizer, (f"snapshots/{SHA}/tokenizer.json",))
+    fill(tokenizer, ("refs/main",))
+    (tokenizer / "refs/main").write_text(SHA)
+    assert locate(files, download=False, **places) is None
+    assert not (weights / "tokenizer.json").exists(), "a dry run changes nothing"
+    assert locate(files, **places) == weights
+    assert (weights / "tokenizer.json").is_file() and downloads == []
+
+
+def test_missing_pixtral_files_say_which_repository_has_the_tokenizer(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offline(monkeypatch)
+    files = upsampler_of(VIDEO)
+    cached_repository(places["cache_dir"], files, ("params.json", "consolidated.safetensors"))
+    with pytest.raises(LocateError) as caught:
+        locate(files, **places)
+    said = str(caught.value)
+    assert "tokenizer.json of mistral-community/pixtral-12b" in said and "--prompt_upsampler_dir" in said
+    assert "python download/diffusion.py --model_sizes 7B --model_types Video2World" in said
+
+
+def test_a_download_of_pixtral_that_stopped_before_its_tokenizer_is_not_taken(
+    places: dict[str, Path],
+) -> None:
+    files = upsampler_of(VIDEO)
+    folder = fill(places["assets_dir"] / "Pixtral-12B", ("params.json", "consolidated.safetensors"))
+    assert locate(files, **places) == folder, "by hand: what lies there is judged by who reads it"
+    fill(folder, (".cache/huggingface/download/x.incomplete",))
+    with pytest.raises(LocateError, match=r"no tokenizer\.json \(of mistral-community/pixtral-12b\)"):
+        locate(files, **places)
+
+
+@pytest.mark.parametrize("card", [NANO_VIDEO, NANO_BETWEEN], ids=lambda card: card.name)
+def test_a_nano_model_that_is_not_shipped_says_so_unless_a_folder_has_it(
+    card: ModelCard, places: dict[str, Path], downloads: list[str]
+) -> None:
+    files = weights_of(card)
+    with pytest.raises(LocateError) as caught:
+        locate(files, **places)
+    assert f"{card.name} is not on the hub, and this version of the package does not bring it" in str(
+        caught.value
+    )
+    assert f"cosmos-nemo standin {card.name} DIR" in str(caught.value) and downloads == []
+    folder = fill(places["embedded"] / card.name, ("nemo/.metadata",)) / "nemo"
+    assert locate(files, **places) == folder
+    for part in (tokenizer_of, text_encoder_of):
+        assert part(card).repository == part(NANO).repository
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Cosmos-Predict1-7B-WorldInterpolator_post-trained", "Cosmos-Predict1-7B-Video2World_post-trained-lora"],
+)
+def test_a_place_for_weights_of_ones_own_says_where_to_put_them(name: str, places: dict[str, Path]) -> None:
+    with pytest.raises(LocateError, match=rf"put model\.pt or the NeMo folder at .*{name}"):
+        locate(weights_of(CARDS[name]), **places)

@@ -118,7 +118,7 @@ def test_the_terms_that_are_to_be_accepted_are_those_of_the_gated_repositories()
     assert guard.accept and "Llama 3.1" in guard.name
     assert guard.page == "https://huggingface.co/meta-llama/Llama-Guard-3-8B"
     assert {repository for repository, one in terms.items() if not one.accept} == {
-        *("google-t5/t5-11b", "Wan-AI/Wan2.1-T2V-1.3B"),
+        *("google-t5/t5-11b", "Wan-AI/Wan2.1-T2V-1.3B", "mistral-community/pixtral-12b"),
     }
 
 

@@ -141,3 +141,23 @@ def test_the_record_leaves_nothing_else_behind(file: Path) -> None:
     note_complete(file.parent, ["model.pt"])
     assert [path.name for path in (file.parent / ".cache").iterdir()] == ["cosmos_nemo.json"]
     assert json.loads((file.parent / ".cache" / "cosmos_nemo.json").read_text())["complete"] is True
+
+
+def test_a_folder_may_hold_the_files_of_two_repositories(file: Path, hashed: list[Path]) -> None:
+    folder = file.parent
+    mismatches(folder, {"model.pt": SUM})
+    note_complete(folder, ["model.pt"])
+    (folder / "tokenizer.json").write_bytes(b"{}")
+    note_complete(folder, ["tokenizer.json"])
+    assert is_noted_complete(folder)
+    assert mismatches(folder, {"model.pt": SUM}) == [] and len(hashed) == 1
+    file.write_bytes(b"longer content")
+    assert not is_noted_complete(folder)
+
+
+def test_what_was_removed_since_is_not_needed_any_more(file: Path) -> None:
+    (file.parent / "old.json").write_bytes(b"{}")
+    note_complete(file.parent, ["old.json"])
+    (file.parent / "old.json").unlink()
+    note_complete(file.parent, ["model.pt"])
+    assert is_noted_complete(file.parent)

@@ -11,6 +11,7 @@ from cosmos_nemo.request import (
     RequestError,
     Setup,
     Text2WorldRequest,
+    Video2WorldRequest,
 )
 
 
@@ -219,3 +220,53 @@ def test_a_batch_goes_to_its_folder_and_may_be_shared_by_replicas() -> None:
 )
 def test_what_is_offloaded_may_be_said_in_either_way(flags: list[str], offload: set[str]) -> None:
     assert parse_general(["--prompt", "x", *flags]).setup.offload == offload
+
+
+V2W = ["--model", "Cosmos-1.0-Diffusion-14B-Video2World"]
+VISUAL = ["--conditioned_image_or_video_path", "a.png"]
+
+
+def test_a_video2world_model_goes_on_from_a_file_and_a_prompt() -> None:
+    invocation = parse_general([*V2W, *VISUAL, "--prompt", "p", "--num_input_frames", "9"])
+    assert invocation.setup == Setup(model=V2W[1])
+    assert invocation.request == Video2WorldRequest(
+        prompt="p",
+        visual_input=Path("a.png"),
+        num_input_frames=9,
+        video_path=Path("Cosmos-1.0-Diffusion-14B-Video2World.mp4"),
+    )
+    request = parse_general([*V2W, *VISUAL, "--enable_prompt_upsampler"]).request
+    assert isinstance(request, Video2WorldRequest)
+    assert (request.prompt, request.num_input_frames) == ("", 1)
+
+
+def test_a_batch_of_a_video2world_model_names_no_file_of_its_own() -> None:
+    request = parse_general([*V2W, "--batch_input_path", "b"]).request
+    assert isinstance(request, Video2WorldRequest)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (
+            [*VISUAL, "--prompt", "x"],
+            "--conditioned_image_or_video_path has no effect: .*7B-Text2World start",
+        ),
+        (["--num_input_frames", "1", "--prompt", "x"], "--num_input_frames has no effect: .*-Text2World"),
+        ([*V2W, "--prompt", "x"], "--conditioned_image_or_video_path is missing"),
+        ([*V2W, *VISUAL], "--prompt is missing"),
+        ([*V2W, *VISUAL, "--batch_input_path", "b"], "--conditioned_image_or_video_path has no effect besid"),
+        (
+            [*V2W, *VISUAL, "--enable_prompt_upsampler", "--word_limit_to_skip_upsampler", "4"],
+            "--word_limit_to_skip_upsampler has no effect: the upsampler of a Video2World",
+        ),
+        (["--prompt", "x", "--input_image_or_video_path", "a"], r"is for video2world\.py and world_interpol"),
+        (
+            ["--prompt", "x", "--model", "Cosmos-Predict1-7B-WorldInterpolator"],
+            r"run it with inference/world_interpolator\.py",
+        ),
+    ],
+)
+def test_a_flag_of_models_with_another_task_is_refused(flags: list[str], says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        parse_general(flags)

@@ -189,3 +189,25 @@ def test_whatever_is_disabled_all_may_be_offloaded() -> None:
 def test_a_flag_without_effect_or_sense_is_refused(flags: list[str], says: str) -> None:
     with pytest.raises(RequestError, match=says):
         parse_text2world(flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (
+            ["--num_input_frames", "9"],
+            r"--num_input_frames is for video2world\.py and world_interpolator\.py",
+        ),
+        (
+            ["--diffusion_transformer_dir", "Cosmos-Predict1-7B-Video2World"],
+            r"run it with inference/video2wo",
+        ),
+        (
+            ["--model", "Cosmos-Predict1-7B-WorldInterpolator"],
+            r"run it with inference/world_interpolator\.py",
+        ),
+    ],
+)
+def test_flags_and_models_of_another_door_are_sent_there(flags: list[str], says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        parse_text2world(["--prompt", "x", *flags])

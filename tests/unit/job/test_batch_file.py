@@ -1,10 +1,11 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cosmos_nemo.job.batch_file import BadLine, BatchFile, read_batch
-from cosmos_nemo.request import RequestError, Text2WorldRequest
+from cosmos_nemo.request import RequestError, Text2WorldRequest, Video2WorldRequest
 from tests.test_layering import ROOT
 
 TEMPLATE = Text2WorldRequest(prompt="", seed=7, negative_prompt="ugly", num_steps=3)
@@ -132,3 +133,75 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, path: str) -> Non
 
 def test_a_bad_line_says_where_it_stands() -> None:
     assert str(BadLine(number=4, reason="why")) == "line 4: why"
+
+
+GOING_ON = Video2WorldRequest(prompt="", visual_input=Path(), num_input_frames=9)
+BOTH = '{"prompt": "a", "visual_input": "x.mp4"}'
+
+
+def visual_batch_of(folder: Path, *lines: str, prompt_is_made: bool = False) -> BatchFile:
+    path = folder / "batch.jsonl"
+    path.write_text("\n".join(lines))
+    return read_batch(path, template=GOING_ON, folder=folder / "out", prompt_is_made=prompt_is_made)
+
+
+def test_a_line_names_its_visual_input_from_the_working_folder(tmp_path: Path) -> None:
+    [request] = visual_batch_of(tmp_path, BOTH).requests
+    assert request == replace(
+        GOING_ON,
+        prompt="a",
+        visual_input=Path("x.mp4"),
+        video_path=tmp_path / "out" / "0.mp4",
+        line_number=1,
+    )
+
+
+def test_lines_without_a_visual_input_or_a_prompt_are_bad(tmp_path: Path) -> None:
+    lines = ['{"prompt": "b"}', '{"prompt": "c", "visual_input": " "}', '{"visual_input": "x.mp4"}', "3"]
+    batch = visual_batch_of(tmp_path, BOTH, *lines, '{"prompt": "d", "visual_input": null}')
+    assert [request.line_number for request in batch.requests] == [1]
+    assert [str(line) for line in batch.bad_lines] == [
+        'line 2: it has no "visual_input"',
+        'line 3: its "visual_input" is empty',
+        'line 4: it has no "prompt"',
+        "line 5: it holds a int, not an object with a visual input",
+        'line 6: "visual_input" is null, no text',
+    ]
+
+
+def test_where_an_upsampler_writes_the_prompt_a_line_needs_none(tmp_path: Path) -> None:
+    batch = visual_batch_of(
+        tmp_path, '{"visual_input": "x"}', '{"visual_input": "y", "prompt": ""}', prompt_is_made=True
+    )
+    assert [request.prompt for request in batch.requests] == ["", ""]
+    assert (batch.bad_lines, batch.passed_over) == ((), ())
+
+
+def test_a_prompt_that_an_upsampler_does_not_heed_is_told(tmp_path: Path) -> None:
+    assert visual_batch_of(tmp_path, BOTH, prompt_is_made=True).passed_over == ("prompt",)
+    assert visual_batch_of(tmp_path, BOTH).passed_over == ()
+
+
+def test_text2world_does_not_care_what_a_visual_input_is(tmp_path: Path) -> None:
+    batch = batch_of(tmp_path, '{"prompt": "a", "visual_input": null}')
+    assert (len(batch.requests), batch.bad_lines) == (1, ())
+
+
+@pytest.mark.parametrize(
+    ("prompt_is_made", "sample"),
+    [
+        (True, r'\{"visual_input": "ball.mp4"\}; line 1'),
+        (False, r'\{"visual_input": "ball.mp4", "prompt": "A red'),
+    ],
+)
+def test_a_refusal_shows_what_a_line_needs(tmp_path: Path, prompt_is_made: bool, sample: str) -> None:
+    with pytest.raises(RequestError, match=sample):
+        visual_batch_of(tmp_path, '{"prompt": "a"}', prompt_is_made=prompt_is_made)
+
+
+@pytest.mark.parametrize(("name", "is_made"), [("video2world_ps", True), ("video2world_wo_ps", False)])
+def test_the_documents_batch_files_of_visual_inputs_are_good(name: str, is_made: bool) -> None:
+    path = ROOT / f"assets/diffusion/batch_inputs/{name}.jsonl"
+    batch = read_batch(path, template=GOING_ON, folder=Path("out"), prompt_is_made=is_made)
+    assert [(ROOT / request.visual_input).is_file() for request in batch.requests] == [True, True]  # type: ignore[attr-defined]
+    assert (batch.bad_lines, batch.passed_over) == ((), ())

@@ -1,11 +1,13 @@
 import json
 import logging
 import os
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
@@ -22,8 +24,14 @@ from cosmos_nemo.models.common.backend import BackendError
 from cosmos_nemo.parallel.environment import Ranks
 from cosmos_nemo.parallel.groups import start_alone
 from cosmos_nemo.plan import Plan
-from cosmos_nemo.request import RequestError, Setup, Text2WorldRequest
-from cosmos_nemo.stages.media import write_video
+from cosmos_nemo.request import (
+    InterpolationRequest,
+    RequestError,
+    Setup,
+    Text2WorldRequest,
+    Video2WorldRequest,
+)
+from cosmos_nemo.stages.media import file_digest, write_video
 from tests.fakes import CPU
 
 NANO = CARDS["Cosmos-Nano-Text2World"]
@@ -607,3 +615,152 @@ def test_what_is_turned_off_is_no_stage_of_the_pipeline(assets: Path) -> None:
 def test_frames_that_the_weights_were_not_trained_on_are_remarked(assets: Path) -> None:
     assert "was trained on 33 frames: with --num_video_frames 9" in describe(job_of(assets, dry_run=True))
     assert "trained on" not in describe(job_of(assets, dry_run=True, request=replace(REQUEST, num_frames=33)))
+
+
+NANO_V2W = CARDS["Cosmos-Nano-Video2World"]
+NANO_BETWEEN = CARDS["Cosmos-Nano-WorldInterpolator"]
+
+
+@pytest.fixture(scope="module")
+def visual_assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from cosmos_nemo.tools.standin import write_standin
+
+    folder = tmp_path_factory.mktemp("visual") / "assets"
+    write_standin([NANO_V2W, NANO_BETWEEN], folder, seed=0, layout="folder")
+    return folder
+
+
+def make_video(path: Path, num_frames: int, *, value: int = 0) -> Path:
+    numpy.save(path, numpy.full((num_frames, 8, 8, 3), value, numpy.uint8))
+    return path
+
+
+def going_on(path: Path, **fields: Any) -> Video2WorldRequest:
+    sizes = {"height": 32, "width": 48, "num_frames": 17, "num_steps": 2}
+    return Video2WorldRequest(**{"prompt": "a cat", "visual_input": path, **sizes, **fields})
+
+
+def visual_job(assets: Path, request: Text2WorldRequest, **options: Any) -> Job:
+    model = NANO_BETWEEN.name if isinstance(request, InterpolationRequest) else NANO_V2W.name
+    return job_of(assets, request=request, model=model, **options)
+
+
+def test_a_job_knows_what_its_video_starts_from(visual_assets: Path, tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.npy", 9)
+    job = visual_job(visual_assets, going_on(path, num_input_frames=9))
+    assert job.visual_inputs[path].facts.num_frames == 9
+    facts = job.facts(job.request)
+    assert facts["request"]["visual_input"] == str(path)
+    assert facts["visual_input_sha256"] == file_digest(path)
+    json.dumps(facts)
+
+
+def test_a_job_of_text2world_has_no_visual_input(assets: Path) -> None:
+    job = job_of(assets)
+    assert "visual_input_sha256" not in job.facts(job.request)
+
+
+def test_an_item_is_told_by_what_its_visual_input_holds_not_by_its_name(
+    visual_assets: Path, tmp_path: Path
+) -> None:
+    def item_of(request: Video2WorldRequest) -> str:
+        job = visual_job(visual_assets, request)
+        return job.item_of(job.request)
+
+    path = make_video(tmp_path / "a.npy", 9)
+    before = item_of(going_on(path))
+    assert item_of(going_on(make_video(tmp_path / "same.npy", 9))) == before
+    assert item_of(going_on(path, num_input_frames=9)) != before
+    make_video(path, 9, value=1)
+    assert item_of(going_on(path)) != before
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        (going_on(Path("nowhere.png")), r"--conditioned_image_or_video_path nowhere\.png does not exist"),
+        (going_on(Path("8.npy"), num_input_frames=9), "fewer than --num_input_frames 9"),
+        (going_on(Path("8.npy"), num_input_frames=5), "--num_input_frames 5 must be 1 or 9"),
+        (
+            InterpolationRequest(
+                prompt="x",
+                visual_input=Path("8.npy"),
+                height=32,
+                width=48,
+                num_frames=10,
+                num_frame_pairs=8,
+            ),
+            r"8\.npy has 8 frame\(s\)",
+        ),
+    ],
+)
+def test_nothing_is_downloaded_for_a_visual_input_that_does_not_do(
+    visual_assets: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request_: Text2WorldRequest,
+    says: str,
+) -> None:
+    seen = []
+    monkeypatch.setattr(files_module, "locate", lambda files, **_: seen.append(files.flag))
+    monkeypatch.chdir(tmp_path)
+    make_video(tmp_path / "8.npy", 8)
+    with pytest.raises(RequestError, match=says):
+        visual_job(visual_assets, request_)
+    assert seen == FLAGS  # a second look would be the download
+
+
+def test_only_rank_0_looks_at_visual_inputs_and_the_others_learn_of_them(
+    visual_assets: Path, tmp_path: Path
+) -> None:
+    path, file = make_video(tmp_path / "a.npy", 9), tmp_path / "b.jsonl"
+    lines = [path, tmp_path / "nowhere.png", path]
+    file.write_text("".join(json.dumps({"prompt": "x", "visual_input": str(p)}) + "\n" for p in lines))
+    batch = Batch(path=file, folder=tmp_path / "videos")
+    first, other = (
+        visual_job(visual_assets, going_on(Path()), batch=batch, ranks=Ranks(rank=rank, num_ranks=2))
+        for rank in range(2)
+    )
+    assert [request.line_number for request in first.requests] == [1, 3]
+    assert [str(line) for line in first.bad_lines] == [f'line 2: "visual_input" {lines[1]} does not exist.']
+    assert (len(other.requests), other.bad_lines, other.visual_inputs) == (3, (), {})
+    told = replace(other, **pickle.loads(pickle.dumps(first.from_rank_zero)))
+    assert told.requests == first.requests and told.bad_lines == first.bad_lines
+    assert [told.facts(r) for r in told.requests] == [first.facts(r) for r in first.requests]
+
+
+def test_a_batch_without_a_good_visual_input_is_refused(visual_assets: Path, tmp_path: Path) -> None:
+    file = tmp_path / "b.jsonl"
+    file.write_text('{"prompt": "x", "visual_input": "nowhere.png"}')
+    with pytest.raises(RequestError, match=r'"visual_input" nowhere\.png does not exist'):
+        visual_job(visual_assets, going_on(Path()), batch=Batch(path=file, folder=tmp_path / "o"))
+
+
+def test_a_prompt_beside_the_upsampler_that_looks_at_a_frame_is_told_not_to_count(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    released = "Cosmos-Predict1-7B-Video2World"
+    path = make_video(tmp_path / "a.npy", 9)
+    for prompt, upsamples, is_told in (("p", True, True), ("", True, False), ("p", False, False)):
+        caplog.clear()
+        request = going_on(path, prompt=prompt, video_path=tmp_path / "o.mp4")
+        job = job_of(
+            None, dry_run=True, model=released, guardrails=False, upsamples=upsamples, request=request
+        )
+        assert ("--prompt is not used" in caplog.text) is is_told
+        assert job.facts(job.request)["prompt_upsampler"] == (
+            "on, describes the visual input" if upsamples else "off"
+        )
+
+
+def test_without_an_upsampler_the_prompt_of_a_visual_request_must_not_be_empty(
+    visual_assets: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RequestError, match="--prompt is empty"):
+        visual_job(visual_assets, going_on(make_video(tmp_path / "a.npy", 9), prompt=" "))
+
+
+def test_a_card_file_that_makes_a_model_one_of_another_task_is_refused(assets: Path) -> None:
+    say(weights_of(assets), {"task": "video2world"})
+    with pytest.raises(RequestError, match=r"makes Cosmos-Nano-Text2World a model for video2world"):
+        job_of(assets)

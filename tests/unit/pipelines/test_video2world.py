@@ -12,8 +12,8 @@ from cosmos_nemo.catalog import CARDS
 from cosmos_nemo.pipelines.video2world import Chunk, Video2World, chunks_of
 from cosmos_nemo.request import Video2WorldRequest
 from cosmos_nemo.stages.guardrail.outcome import Blocked
+from cosmos_nemo.stages.item_error import ItemError
 from cosmos_nemo.stages.skip import Skip
-from cosmos_nemo.stages.visual_input import VisualInputError
 from tests.fakes import FakeGroup, RecordedImageUpsampler, RecordedStage
 from tests.unit.pipelines.test_text2world import KINDS
 
@@ -153,5 +153,5 @@ def test_whatever_fails_nothing_stays_resident(clip: Path, fails: str) -> None:
 
 def test_an_input_that_is_too_short_is_named(clip: Path) -> None:
     numpy.save(clip, numpy.zeros((3, 16, 24, 3), numpy.uint8))
-    with pytest.raises(VisualInputError, match="has 3 frames"):
+    with pytest.raises(ItemError, match="has 3 frames"):
         Made().pipeline(request_for(clip, num_input_frames=9))

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cosmos_nemo.pipelines.world_interpolator import WorldInterpolator
-from cosmos_nemo.request import InterpolationRequest, RequestError
+from cosmos_nemo.request import InterpolationRequest
+from cosmos_nemo.stages.item_error import ItemError
 from cosmos_nemo.stages.skip import Skip
 from tests.fakes import FakeGroup, RecordedImageUpsampler
 from tests.unit.pipelines.test_text2world import KINDS
@@ -112,5 +113,5 @@ def test_each_model_is_entered_once_for_all_pairs(request_of_five: Interpolation
 
 
 def test_a_video_without_enough_frames_is_refused(request_of_five: InterpolationRequest) -> None:
-    with pytest.raises(RequestError, match="has 5 frame"):
+    with pytest.raises(ItemError, match="has 5 frame"):
         Made().pipeline(replace(request_of_five, num_frame_pairs=5))

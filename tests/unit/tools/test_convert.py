@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cosmos_nemo.catalog import CARDS, overrides_of, with_overrides
 from cosmos_nemo.checkpoint.card_file import read_card_file, write_card_file
@@ -151,3 +152,16 @@ def test_an_unknown_layout_is_refused_by_the_parser(run, tmp_path):
     with pytest.raises(SystemExit) as caught:
         run(ZARR, tmp_path / "new", "--to", "onnx")
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("name", ["Cosmos-Predict1-7B-Video2World", "Cosmos-Predict1-7B-WorldInterpolator"])
+def test_models_of_the_same_sizes_are_told_apart_by_their_folders(run, tmp_path, name):
+    tensors = load_file(ZARR.parent / "predict1_dit_video_tiny.safetensors")
+    net = {key.removeprefix("weights."): t for key, t in tensors.items() if key.startswith("weights.")}
+    (tmp_path / name).mkdir()
+    torch.save(net, tmp_path / name / "model.pt")
+    card, shape = CARDS[name], replace(SHAPE, takes_given_mask=True)
+    write_card_file(tmp_path / name, overrides_of(replace(card, network=shape), card))
+    status, out, error = run(tmp_path / name, tmp_path / "new", "--to", "nemo")
+    assert (status, error) == (0, "") and f"{name}, as nemo" in out
+    assert with_overrides(card, read_card_file(tmp_path / "new")) == replace(card, network=shape)

@@ -13,6 +13,8 @@ from cosmos_nemo.tools.doctor import Gpu, Machine, call_operations, look, report
 
 SMALL = find_card("Cosmos-1.0-Diffusion-7B-Text2World")
 LARGE = find_card("Cosmos-1.0-Diffusion-14B-Text2World")
+VIDEO = find_card("Cosmos-Predict1-7B-Video2World")
+BETWEEN = find_card("Cosmos-Predict1-7B-WorldInterpolator")
 PREDICT1 = find_card("Cosmos-Predict1-7B-Text2World")
 NANO = find_card("Cosmos-Nano-Text2World")
 ALL = (SMALL, LARGE, PREDICT1, NANO)
@@ -266,3 +268,36 @@ def test_importing_the_command_imports_nothing_slow() -> None:
         "import sys, cosmos_nemo.tools.doctor; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_the_tables_of_what_starts_from_images_count_encoder_and_upsampler() -> None:
+    of = machine(H200)
+    for card in (VIDEO, BETWEEN):
+        lines = report(of, (card,))
+        rows = [line for line in lines if line.endswith("fits")]
+        for row, offload in zip(rows, [frozenset[str](), *PUBLISHED_OFFLOADS], strict=True):
+            found = predict(card, offload=offload, is_batch=True)
+            assert row.split()[-3:-1] == [f"{found.peak / GIB:.1f}", f"{found.host / GIB:.1f}"]
+    assert "10 frames of 1280 x 704" in text(of, BETWEEN)
+
+
+def test_a_clip_takes_one_call_a_step_on_three_latent_frames() -> None:
+    tokens = 3 * 44 * 80
+    seconds = 36 * call_operations(BETWEEN.network, tokens) / 563e12
+    assert f"about {seconds / 60:.1f} minutes" in text(machine(H200), BETWEEN)
+
+
+def test_pixtral_without_the_tokenizer_beside_it_is_missing(tmp_path: Path) -> None:
+    folder = tmp_path / "Pixtral-12B"
+    folder.mkdir()
+    for name in ("params.json", "consolidated.safetensors"):
+        (folder / name).write_bytes(b"x")
+    assert "upsampler" in look((VIDEO,), checkpoint_dir=tmp_path).missing[VIDEO.name]
+    (folder / "tokenizer.json").write_bytes(b"x")
+    assert "upsampler" not in look((VIDEO,), checkpoint_dir=tmp_path).missing[VIDEO.name]
+
+
+@pytest.mark.parametrize("name", ["Cosmos-Nano-Video2World", "Cosmos-Nano-WorldInterpolator"])
+def test_a_nano_model_that_is_not_shipped_lacks_its_network_alone(name: str) -> None:
+    missing = look((find_card(name),), checkpoint_dir=None).missing[name]
+    assert set(missing) <= {"network"}

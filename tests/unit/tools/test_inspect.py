@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cosmos_nemo.checkpoint.fingerprint import fingerprint
 from cosmos_nemo.tools import inspect
@@ -98,3 +99,14 @@ def test_its_arguments_need_no_torch():
         "import cosmos_nemo.tools.inspect, cosmos_nemo.tools.convert, sys; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=True)
+
+
+def test_a_network_that_takes_given_frames_is_a_video2worlds(run, tmp_path):
+    tensors = load_file(GOLDEN / "predict1_dit_video_tiny.safetensors")
+    net = {name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")}
+    torch.save(net, tmp_path / "model.pt")
+    status, lines, error = run(tmp_path / "model.pt")
+    assert (status, error) == (0, "")
+    assert facts(lines)["model"] == "nearest to Cosmos-1.0-Diffusion-7B-Video2World"
+    (differs,) = [line for line in lines if line.startswith("differs in")]
+    assert "takes_given_mask" not in differs

@@ -6,19 +6,29 @@ import torch
 
 from cosmos_nemo.catalog import CARDS, ModelCard, find_card, with_overrides
 from cosmos_nemo.checkpoint.card_file import read_card_file
-from cosmos_nemo.checkpoint.locate import locate, text_encoder_of, tokenizer_of, weights_of
+from cosmos_nemo.checkpoint.locate import (
+    downloads_of,
+    locate,
+    text_encoder_of,
+    tokenizer_of,
+    upsampler_of,
+    weights_of,
+)
 from cosmos_nemo.checkpoint.names import network_rules, parameter_shapes
 from cosmos_nemo.checkpoint.reader import open_checkpoint
+from cosmos_nemo.stages.image_upsampler import ImageUpsampler
 from cosmos_nemo.stages.text_encoder import TextEncoder
 from cosmos_nemo.stages.text_folder import check_text_folder
 from cosmos_nemo.tools import standin
 from cosmos_nemo.tools.standin import standin_card
 from cosmos_nemo.tools.standin_network import random_network
+from cosmos_nemo.tools.standin_pixtral import DESCRIPTION, NANO_PIXTRAL, NANO_VISION
 from cosmos_nemo.tools.standin_text import write_text_encoder
 from tests.parallel import launcher
 
 SMALL, LARGE = (f"Cosmos-1.0-Diffusion-{size}-Text2World" for size in ("7B", "14B"))
 PREDICT1, NANO = "Cosmos-Predict1-7B-Text2World", "Cosmos-Nano-Text2World"
+VIDEO, BETWEEN = "Cosmos-Predict1-7B-Video2World", "Cosmos-Predict1-7B-WorldInterpolator"
 NAMES = (SMALL, LARGE, PREDICT1, NANO)
 PARTS = (weights_of, tokenizer_of, text_encoder_of)
 
@@ -241,3 +251,74 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
     with pytest.raises(KeyboardInterrupt):
         run(NANO, tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Video2World and the interpolator, which share all but their networks."""
+    folder = tmp_path_factory.mktemp("standin") / "seeing"
+    assert run(VIDEO, BETWEEN, folder) == 0
+    return folder
+
+
+def test_models_that_start_from_images_come_with_all_that_their_doors_need(
+    seeing: Path, tmp_path: Path
+) -> None:
+    assert {path.name for path in seeing.iterdir()} == {
+        *(VIDEO, BETWEEN, "Cosmos-Tokenize1-CV8x8x8-720p", "Pixtral-12B"),
+        *("google-t5", "nvidia", "meta-llama", "standin.json"),
+    }
+    for card in (find_card(VIDEO), find_card(BETWEEN)):
+        for files in downloads_of(card):
+            found = locate(files, assets_dir=seeing, embedded=tmp_path, cache_dir=tmp_path)
+            assert found == seeing / files.assets_name
+        weights = seeing / card.name
+        assert card_of(weights, card) == standin_card(card)
+        checkpoint = open_checkpoint(weights)
+        assert checkpoint.shape("net.x_embedder.proj.1.weight")[1] == 72
+        network_rules(standin_card(card).network, checkpoint)
+    assert (seeing / "Cosmos-Tokenize1-CV8x8x8-720p" / "image_mean_std.pt").is_file()
+
+
+def test_their_upsampler_lies_as_the_download_leaves_it_and_says_its_sizes(seeing: Path) -> None:
+    folder = seeing / "Pixtral-12B"
+    assert {path.name for path in folder.iterdir()} == {
+        *("consolidated.safetensors", "params.json", "tokenizer.json", "card.json"),
+    }
+    card = with_overrides(find_card(VIDEO), read_card_file(folder))
+    assert (card.upsampler, card.vision) == (NANO_PIXTRAL, NANO_VISION)
+    assert card_of(folder, find_card("Cosmos-Nano-Video2World")).upsampler == NANO_PIXTRAL
+    stage = ImageUpsampler(
+        shape=card.upsampler, vision=card.vision, folder=folder, device=torch.device("cpu")
+    )
+    with stage as describe:
+        said = describe(torch.zeros(90, 160, 3, dtype=torch.uint8))
+    assert said == "".join(DESCRIPTION).replace("▁", " ").strip()
+
+
+def test_the_message_names_the_scripts_that_take_the_folder(
+    seeing: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(VIDEO, BETWEEN, seeing) == 0
+    shown = capsys.readouterr().out
+    assert f"video2world.py or world_interpolator.py --checkpoint_dir {seeing}" in shown
+
+
+def test_the_upsampler_is_found_in_a_hugging_face_cache_with_its_tokenizer_beside(tmp_path: Path) -> None:
+    name = "Cosmos-1.0-Diffusion-7B-Video2World"
+    assert run(name, tmp_path / "home", "--layout", "hub") == 0
+    card = find_card(name)
+    for part in (*PARTS, upsampler_of):
+        found = locate(part(card), embedded=tmp_path, cache_dir=tmp_path / "home" / "hub", download=False)
+        assert found is not None and "/snapshots/" in found.as_posix()
+    assert (found / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["Cosmos-Nano-Video2World", "Cosmos-Nano-WorldInterpolator"])
+def test_a_nano_model_that_is_not_shipped_has_a_stand_in(name: str, tmp_path: Path) -> None:
+    assert run(name, tmp_path / "new") == 0
+    weights = locate(weights_of(find_card(name)), assets_dir=tmp_path / "new", embedded=tmp_path)
+    network_rules(find_card(name).network, open_checkpoint(weights))
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {
+        *(name, "Cosmos-Nano-Tokenizer-CV8x8x8", "Cosmos-Nano-T5", "standin.json"),
+    }

@@ -46,6 +46,7 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(layout: Lay
         write_pixtral(tmp_path / name, seed=seed, layout=layout)
     one, two, three = (contents(tmp_path / name) for name in ("one", "two", "three"))
     assert one == two
+    assert "card.json" in one
     changed = {name for name in one if one[name] != three[name]}
     assert changed == {name for name in one if name.endswith((".pt", ".safetensors"))}
 

@@ -1,0 +1,79 @@
+"""The command line of inference/video2world.py, as Predict1 published it (spec/predict1-diffusion.md, 8.1).
+
+--keep_input_size does what the released script always did.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from cosmos_nemo.catalog import Task
+from cosmos_nemo.cli.flags import EXIT_STATUS, add_batch, add_video, check_effects, parse_flags
+from cosmos_nemo.cli.invocation import Invocation
+from cosmos_nemo.cli.predict1 import (
+    VISUAL_FLAG,
+    VISUAL_LINE,
+    add_files,
+    add_output,
+    add_vision_models,
+    add_visual_input,
+    add_visual_prompt,
+    find_model,
+    video_path,
+)
+from cosmos_nemo.cli.translate import invocation_of, request_of
+from cosmos_nemo.request import Video2WorldRequest
+
+_DEFAULT_MODEL = "Cosmos-Predict1-7B-Video2World"
+
+
+def parse_video2world(argv: Sequence[str]) -> Invocation:
+    """RequestError or CatalogError for values that cannot be; argparse itself exits with 2 for an unknown
+    flag or a word where a number belongs."""
+    flags = parse_flags(_parser(), argv)
+    check_effects(flags, upsamples=not flags.disable_prompt_upsampler, visual_flag=VISUAL_FLAG)
+    path = video_path(flags)
+    card, setup = find_model(flags, task=Task.VIDEO2WORLD)
+    request = request_of(
+        flags,
+        card,
+        kind=Video2WorldRequest,
+        video_path=path,
+        visual_input=Path(flags.input_image_or_video_path or ""),
+        num_input_frames=flags.num_input_frames,
+        num_overlap_frames=flags.num_overlap_frames,
+        keeps_input_size=flags.keep_input_size,
+    )
+    return invocation_of(flags, setup, request, folder=Path(flags.video_save_folder))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="video2world.py",
+        description="Go on from an image or a video with a Cosmos Video2World diffusion model.",
+        epilog=EXIT_STATUS,
+        allow_abbrev=False,
+    )
+    video = parser.add_argument_group("the video")
+    add_visual_input(video, kinds="the image or video to go on from")
+    video.add_argument(
+        "--num_input_frames", type=int, default=1, help="of the input, its last ones: 1 or 9; 1"
+    )
+    add_visual_prompt(video)
+    add_batch(video, line=f"{VISUAL_LINE}, instead of {VISUAL_FLAG}")
+    add_video(video, num_frames="8k+1; the model's, 121; more are made in chunks")
+    video.add_argument(
+        "--num_overlap_frames",
+        type=int,
+        default=Video2WorldRequest.num_overlap_frames,
+        help="with which a chunk goes on from the one before: 1 or 9; 9",
+    )
+    video.add_argument(
+        "--keep_input_size",
+        action="store_true",
+        help="write frames of the input's size; they are made in --height and --width",
+    )
+    add_output(video)
+    add_files(parser.add_argument_group("models and files"), default_model=_DEFAULT_MODEL)
+    add_vision_models(parser)
+    return parser
