@@ -1,6 +1,7 @@
-"""GPU memory and seconds of Text2World for each row of the released models' memory table, at full size.
+"""GPU memory and seconds for each row of the released models' memory tables, at full size.
 
 python benchmarks/offload_memory.py FOLDER --model Cosmos-Predict1-7B-Text2World --rows 1 2 3 4 5
+python benchmarks/offload_memory.py FOLDER --model Cosmos-Predict1-7B-Video2World --rows 1 2 3 4 5
 
 FOLDER gets (or holds) the network as a NeMo checkpoint of random weights, which is read as any other. The
 other models are made on the GPU from a seed at their released sizes, in the stages themselves, so that
@@ -18,11 +19,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
 from benchmarks.full_size_assets import T5_11B, write_network
-from cosmos_nemo.catalog import CARDS, ModelCard, find_card
+from cosmos_nemo.catalog import CARDS, ModelCard, Task, find_card
 from cosmos_nemo.checkpoint.locate import weights_of
 from cosmos_nemo.memory import PUBLISHED_OFFLOADS, predict
 from cosmos_nemo.models.common.backend import choose_backend
@@ -30,16 +32,21 @@ from cosmos_nemo.models.face_detector.model import FaceDetector, FaceDetectorSha
 from cosmos_nemo.models.video_tokenizer.model import VideoTokenizer, build_autoencoder
 from cosmos_nemo.parallel.groups import Groups, start_alone
 from cosmos_nemo.parallel.startup import prepare_process
+from cosmos_nemo.pipelines.base import Pipeline
 from cosmos_nemo.pipelines.text2world import Text2World
-from cosmos_nemo.request import Text2WorldRequest
+from cosmos_nemo.pipelines.video2world import Video2World
+from cosmos_nemo.request import Text2WorldRequest, Video2WorldRequest
 from cosmos_nemo.stages.denoise import Denoise
 from cosmos_nemo.stages.guardrail.content_filter import ContentFilter, SafetyClassifier
 from cosmos_nemo.stages.guardrail.text_guard import TextGuard
 from cosmos_nemo.stages.guardrail.video_guard import VideoGuard
+from cosmos_nemo.stages.image_upsampler import ImageUpsampler
 from cosmos_nemo.stages.language_model import empty_on_device, mistral_config
+from cosmos_nemo.stages.pixtral_model import pixtral_config
 from cosmos_nemo.stages.prompt_upsampler import PromptUpsampler
 from cosmos_nemo.stages.text_encoder import TextEncoder
 from cosmos_nemo.stages.tokenizer import Tokenizer
+from cosmos_nemo.tools.standin_pixtral import write_pixtral
 from cosmos_nemo.tools.standin_text import write_text_encoder
 from cosmos_nemo.tools.standin_text_guard import write_llama_guard, write_word_lists
 from cosmos_nemo.tools.standin_upsampler import write_upsampler
@@ -47,6 +54,8 @@ from cosmos_nemo.tools.standin_upsampler import write_upsampler
 GIB = 2**30
 DEVICE = torch.device("cuda", 0)
 PROMPT = "A sleek, humanoid robot stands in a vast warehouse filled with neatly stacked cardboard boxes."
+IMAGE_TOKEN = "[IMG]"
+INPUT = "input.npy"
 LLAMA_GUARD = {
     "hidden_size": 4096,
     "intermediate_size": 14336,
@@ -101,6 +110,22 @@ class FullUpsampler(PromptUpsampler):
         return PROMPT
 
 
+class FullImageUpsampler(ImageUpsampler):
+    def build(self) -> nn.Module:
+        from transformers import LlavaForConditionalGeneration
+
+        config = pixtral_config(
+            self.shape, self.vision, image_token=self._tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        )
+        model = empty_on_device(
+            lambda: LlavaForConditionalGeneration(config), device=self.device, dtype=self.dtype
+        )
+        return randomized(model)
+
+    def _cleaned(self, answer: str) -> str:
+        return PROMPT
+
+
 class FullTextEncoder(TextEncoder):
     def build(self) -> nn.Module:
         from transformers import T5Config, T5EncoderModel
@@ -148,11 +173,16 @@ class FullVideoGuard(VideoGuard):
 
 
 def write_small(folder: Path, card: ModelCard) -> None:
-    """What the stages read beside weights: word lists, and folders with tokenizers."""
+    """What the stages read beside weights: word lists, folders with tokenizers, a video to go on from."""
     write_word_lists(folder / "blocklist")
     write_llama_guard(folder / "guard", seed=0)
-    write_upsampler(folder / "upsampler", seed=0)
     write_text_encoder(folder / "t5", text_dim=card.network.text_dim, seed=0)
+    if card.task is Task.TEXT2WORLD:
+        write_upsampler(folder / "upsampler", seed=0)
+        return
+    write_pixtral(folder / "upsampler", seed=0)
+    frames = numpy.random.default_rng(0).integers(0, 256, (9, card.video.height, card.video.width, 3))
+    numpy.save(folder / INPUT, frames.astype(numpy.uint8))
 
 
 def pipeline_of(
@@ -164,15 +194,20 @@ def pipeline_of(
     groups: Groups,
     backend: str,
     device: torch.device,
-) -> Text2World:
+) -> Pipeline[Any, Any]:
     dtype = torch.bfloat16
     common: dict[str, Any] = {"device": device}
-    return Text2World(
+    is_text = card.task is Task.TEXT2WORLD
+    upsampling: dict[str, Any] = {"shape": card.upsampler, "offload": "prompt_upsampler" in offload, **common}
+    kind: type[Pipeline[Any, Any]] = Text2World if is_text else Video2World
+    return kind(
         text_guard=FullTextGuard(
             word_lists=small / "blocklist", folder=small / "guard", offload="guardrails" in offload, **common
         ),
-        upsampler=FullUpsampler(
-            shape=card.upsampler, folder=small / "upsampler", offload="prompt_upsampler" in offload, **common
+        upsampler=(
+            FullUpsampler(folder=small / "upsampler", **upsampling)
+            if is_text
+            else FullImageUpsampler(folder=small / "upsampler", vision=card.vision, **upsampling)
         ),
         text_encoder=FullTextEncoder(
             folder=small / "t5",
@@ -197,12 +232,19 @@ def pipeline_of(
             folder=small,
             dtype=dtype,
             offload="tokenizer" in offload,
-            parts=("decoder",),
+            parts=("decoder",) if is_text else ("encoder", "decoder"),
             **common,
         ),
         video_guard=FullVideoGuard(folder=small, offload="guardrails" in offload, **common),
         ranks=groups.replica,
     )
+
+
+def request_of(card: ModelCard, small: Path, **changes: Any) -> Text2WorldRequest:
+    settings: dict[str, Any] = {"prompt": PROMPT, "sampler": card.sampler, **changes}
+    if card.task is Task.TEXT2WORLD:
+        return Text2WorldRequest(**settings)
+    return Video2WorldRequest(visual_input=small / INPUT, num_input_frames=9, **settings)
 
 
 class Smi:
@@ -232,7 +274,7 @@ def measure(
     card: ModelCard, args: argparse.Namespace, small: Path, row: int, groups: Groups
 ) -> dict[str, Any]:
     offload = PUBLISHED_OFFLOADS[row - 1] if row else frozenset[str]()
-    request = Text2WorldRequest(prompt=PROMPT, num_steps=args.num_steps, sampler=card.sampler)
+    request = request_of(card, small, num_steps=args.num_steps)
     pipeline = pipeline_of(
         card, args.folder, small, offload=offload, groups=groups, backend=args.backend, device=DEVICE
     )

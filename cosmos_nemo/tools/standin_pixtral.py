@@ -23,7 +23,7 @@ NANO_PIXTRAL = LanguageShape(
     ffn_hidden_size=192,
     vocab_size=640,
     rope_theta=1e9,
-    max_length=4300,
+    max_length=4700,
 )
 NANO_VISION = VisionShape(
     num_layers=2, hidden_size=32, num_heads=2, ffn_hidden_size=64, patch_size=16, max_image_size=256

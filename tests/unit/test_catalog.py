@@ -108,7 +108,7 @@ def test_a_video2world_is_its_text2world_with_a_channel_and_an_upsampler_more(ca
     assert (card.video, card.sampler, card.guidance, card.seed) == (
         *(text.video, text.sampler, text.guidance, text.seed),
     )
-    assert (card.upsampler.rope_theta, card.upsampler.max_length) == (1e9, 4300)
+    assert (card.upsampler.rope_theta, card.upsampler.max_length) == (1e9, 4700)
     assert card.sources.upsampler == ("mistralai/Pixtral-12B-2409" if text.sources.upsampler else "")
     assert card.sources.weights == text.sources.weights.replace("Text2World", "Video2World")
     assert replace(card.sources, weights="", upsampler="") == replace(text.sources, weights="", upsampler="")
@@ -137,7 +137,7 @@ def test_the_last_frame_of_an_interpolators_clip_is_a_latent_frame_of_its_own() 
 def test_a_card_json_may_give_the_sizes_of_an_upsampler_that_sees() -> None:
     fields = {"upsampler": {"num_layers": 2}, "vision": {"num_layers": 3, "max_image_size": 256}}
     changed = with_overrides(INTERPOLATOR, fields)
-    assert (changed.upsampler.num_layers, changed.upsampler.max_length) == (2, 4300)
+    assert (changed.upsampler.num_layers, changed.upsampler.max_length) == (2, 4700)
     assert (changed.vision.num_layers, changed.vision.max_image_size, changed.vision.patch_size) == (
         3,
         256,

@@ -5,12 +5,12 @@ import pytest
 
 from benchmarks import offload_memory
 from benchmarks.full_size_assets import write_network
-from benchmarks.offload_memory import pipeline_of, write_small
-from cosmos_nemo.catalog import CARDS
+from benchmarks.offload_memory import pipeline_of, request_of, write_small
+from cosmos_nemo.catalog import CARDS, ModelCard
 from cosmos_nemo.memory import PUBLISHED_OFFLOADS
 from cosmos_nemo.models.face_detector.model import FaceDetectorShape
 from cosmos_nemo.parallel.groups import start_alone
-from cosmos_nemo.request import Text2WorldRequest
+from cosmos_nemo.tools.standin_pixtral import NANO_PIXTRAL, NANO_VISION
 from cosmos_nemo.tools.standin_upsampler import NANO_UPSAMPLER
 from tests.fakes import CPU
 
@@ -30,20 +30,26 @@ def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offload_memory, "FACE_DETECTOR", detector)
 
 
+CARDS_MEASURED = [
+    replace(NANO, upsampler=NANO_UPSAMPLER),
+    replace(CARDS["Cosmos-Nano-Video2World"], upsampler=NANO_PIXTRAL, vision=NANO_VISION),
+]
+
+
+@pytest.mark.parametrize("card", CARDS_MEASURED, ids=lambda card: card.name)
 @pytest.mark.parametrize("offload", [frozenset(), PUBLISHED_OFFLOADS[-1]])
 def test_every_stage_of_a_measured_video_runs(
-    tmp_path: Path, small_models: None, offload: frozenset[str]
+    tmp_path: Path, small_models: None, offload: frozenset[str], card: ModelCard
 ) -> None:
-    card = replace(NANO, upsampler=NANO_UPSAMPLER)
     write_network(card, tmp_path, CPU)
     write_small(tmp_path, card)
     groups = start_alone(CPU)
     pipeline = pipeline_of(
         card, tmp_path, tmp_path, offload=offload, groups=groups, backend="torch", device=CPU
     )
-    request = Text2WorldRequest(prompt=offload_memory.PROMPT, height=64, width=64, num_frames=9, num_steps=2)
+    request = request_of(card, tmp_path, height=64, width=64, num_frames=17, num_steps=2)
     video = pipeline(request)
-    assert video is not None and video.frames_THWC.shape == (9, 64, 64, 3)
+    assert video is not None and video.frames_THWC.shape == (17, 64, 64, 3)
     assert not video.is_changed
     names = ["text_guard", "upsampler", "text_encoder", "denoise", "tokenizer", "video_guard"]
     assert [stage.name for stage in pipeline.stages] == names
