@@ -17,8 +17,9 @@ from cosmos_nemo.checkpoint.pixtral_names import pixtral_rules
 from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError, open_checkpoint
 from cosmos_nemo.stages.base import Stage
 from cosmos_nemo.stages.item_error import ItemError
+from cosmos_nemo.stages.language_model import answer_tokens
 from cosmos_nemo.stages.pixtral_image import fitted_size, pixel_values
-from cosmos_nemo.stages.pixtral_model import answer_tokens_about, build_pixtral
+from cosmos_nemo.stages.pixtral_model import build_pixtral
 from cosmos_nemo.stages.prompt_upsampler import UpsamplerError
 from cosmos_nemo.stages.upsampled_text import clean_answer
 
@@ -118,10 +119,10 @@ class ImageUpsampler(Stage):
     def _answer(self, pixels_1CHW: Tensor, tokens: list[int], *, room: int) -> str:
         end = self._tokenizer.convert_tokens_to_ids(_END)
         try:
-            drawn = answer_tokens_about(
+            drawn = answer_tokens(
                 self.module,
-                pixels_1CHW,
                 tokens,
+                pixels_1CHW=pixels_1CHW,
                 num_tokens=room,
                 end_token=end,
                 temperature=_TEMPERATURE,

@@ -73,17 +73,33 @@ def _has_table(module: nn.Module) -> bool:
 
 
 def answer_tokens(
-    model: Any, prompt: list[int], *, num_tokens: int, end_token: int, temperature: float, seed: int
+    model: Any,
+    prompt: list[int],
+    *,
+    num_tokens: int,
+    end_token: int,
+    temperature: float,
+    seed: int,
+    top_p: float = 1.0,
+    pixels_1CHW: Tensor | None = None,
 ) -> list[int]:
     """Up to `num_tokens` tokens drawn after `prompt`, the last of them `end_token` unless they ran out.
 
-    The same seed draws the same tokens, and no global random state is used. FloatingPointError if the model's
-    logits are not finite.
+    Each is drawn from the likeliest tokens that together have the probability `top_p`. For a model that sees
+    images, `prompt` has an image token for each patch of `pixels`. The same seed draws the same tokens, and
+    no global random state is used. FloatingPointError if the model's logits are not finite.
     """
-    from transformers import LogitsProcessorList, TemperatureLogitsWarper
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
     tokens_1L = torch.tensor([prompt], device=model.device)
-    steps = LogitsProcessorList([refuse_not_finite, TemperatureLogitsWarper(temperature), GumbelNoise(seed)])
+    steps = [refuse_not_finite, TemperatureLogitsWarper(temperature)]
+    if top_p < 1:
+        steps.append(TopPLogitsWarper(top_p))
+    seen = (
+        {}
+        if pixels_1CHW is None
+        else {"pixel_values": pixels_1CHW.to(device=model.device, dtype=model.dtype)}
+    )
     drawn_1L = model.generate(
         tokens_1L,
         attention_mask=torch.ones_like(tokens_1L),
@@ -91,7 +107,8 @@ def answer_tokens(
         do_sample=False,
         eos_token_id=end_token,
         pad_token_id=end_token,
-        logits_processor=steps,
+        logits_processor=LogitsProcessorList([*steps, GumbelNoise(seed)]),
+        **seen,
     )
     return drawn_1L[0, len(prompt) :].tolist()
 

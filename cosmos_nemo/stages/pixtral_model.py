@@ -1,20 +1,15 @@
-"""transformers' Pixtral, filled in place on its device, and the tokens with which it describes an image."""
+"""transformers' Pixtral, filled in place on its device."""
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cosmos_nemo.catalog import LanguageShape, VisionShape
 from cosmos_nemo.checkpoint.load import load_into
 from cosmos_nemo.checkpoint.pixtral_names import pixtral_rules
 from cosmos_nemo.checkpoint.reader import Checkpoint
-from cosmos_nemo.stages.language_model import (
-    GumbelNoise,
-    empty_on_device,
-    mistral_config,
-    refuse_not_finite,
-)
+from cosmos_nemo.stages.language_model import empty_on_device, mistral_config
 
 _LAST_LAYER = -1
 
@@ -69,44 +64,3 @@ def pixtral_config(shape: LanguageShape, vision: VisionShape, *, image_token: in
         tie_word_embeddings=False,
         attn_implementation="sdpa",
     )
-
-
-def answer_tokens_about(
-    model: Any,
-    pixels_1CHW: Tensor,
-    prompt: list[int],
-    *,
-    num_tokens: int,
-    end_token: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
-) -> list[int]:
-    """Up to `num_tokens` tokens drawn after `prompt`, the last of them `end_token` unless they ran out.
-
-    Each is drawn from the likeliest tokens that together have the probability `top_p`. `prompt` has an image
-    token for each patch of the image. The same seed draws the same tokens, and no global random state is
-    used. FloatingPointError if the model's logits are not finite.
-    """
-    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
-
-    tokens_1L = torch.tensor([prompt], device=model.device)
-    steps = LogitsProcessorList(
-        [
-            refuse_not_finite,
-            TemperatureLogitsWarper(temperature),
-            TopPLogitsWarper(top_p),
-            GumbelNoise(seed),
-        ]
-    )
-    drawn_1L = model.generate(
-        tokens_1L,
-        pixel_values=pixels_1CHW.to(device=model.device, dtype=model.dtype),
-        attention_mask=torch.ones_like(tokens_1L),
-        max_new_tokens=num_tokens,
-        do_sample=False,
-        eos_token_id=end_token,
-        pad_token_id=end_token,
-        logits_processor=steps,
-    )
-    return drawn_1L[0, len(prompt) :].tolist()

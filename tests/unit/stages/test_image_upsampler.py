@@ -167,11 +167,11 @@ def test_the_answer_has_400_tokens_or_what_the_image_leaves(
 ) -> None:
     asked: list[dict[str, Any]] = []
 
-    def answer(model: object, pixels: Tensor, prompt: list[int], **options: Any) -> list[int]:
-        asked.append(options | {"length": len(prompt), "pixels": tuple(pixels.shape)})
+    def answer(model: object, prompt: list[int], *, pixels_1CHW: Tensor, **options: Any) -> list[int]:
+        asked.append(options | {"length": len(prompt), "pixels": tuple(pixels_1CHW.shape)})
         return [9, options["end_token"]]
 
-    monkeypatch.setattr("cosmos_nemo.stages.image_upsampler.answer_tokens_about", answer)
+    monkeypatch.setattr("cosmos_nemo.stages.image_upsampler.answer_tokens", answer)
     with upsampler(released, shape=replace(NANO_PIXTRAL, max_length=max_length), seed=5) as describe:
         describe(IMAGE)
     (options,) = asked

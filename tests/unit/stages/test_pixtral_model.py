@@ -10,7 +10,8 @@ from cosmos_nemo.catalog import LanguageShape, VisionShape
 from cosmos_nemo.checkpoint.pixtral_names import pixtral_shapes
 from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError, open_checkpoint
 from cosmos_nemo.checkpoint.writer.pixtral import pixtral_tensors
-from cosmos_nemo.stages.pixtral_model import answer_tokens_about, build_pixtral, pixtral_config
+from cosmos_nemo.stages.language_model import answer_tokens
+from cosmos_nemo.stages.pixtral_model import build_pixtral, pixtral_config
 
 SHAPE = LanguageShape(
     num_layers=2,
@@ -189,7 +190,7 @@ def test_nothing_is_allocated_for_a_file_that_does_not_fit(
 
 def answer(model: nn.Module, pixels_1CHW: Tensor, **options: Any) -> list[int]:
     defaults = {"num_tokens": 8, "end_token": END, "temperature": 1.0, "top_p": 1.0, "seed": 0}
-    return answer_tokens_about(model, pixels_1CHW, PROMPT, **defaults | options)
+    return answer_tokens(model, PROMPT, pixels_1CHW=pixels_1CHW, **defaults | options)
 
 
 def test_the_same_seed_draws_the_same_tokens_and_another_seed_others(
