@@ -13,7 +13,17 @@ from string import Template
 import pytest
 
 from cosmos_nemo.catalog import CARDS
-from cosmos_nemo.cli import Invocation, general, parse_general, parse_text2world, text2world
+from cosmos_nemo.cli import (
+    Invocation,
+    general,
+    parse_general,
+    parse_text2world,
+    parse_video2world,
+    parse_world_interpolator,
+    text2world,
+    video2world,
+    world_interpolator,
+)
 from cosmos_nemo.memory import GIB, host_bytes, published_rows, stage_memory
 from cosmos_nemo.request import validate_setup
 from cosmos_nemo.tools.main import COMMANDS as TOOLS
@@ -34,6 +44,14 @@ _OF_OTHERS = {"source", "docker", "make", ".ci/run"}
 _FOREIGN_FLAGS = {"--nproc_per_node", "--no-deps", "--build-arg", "--help"}
 
 
+def _script_of(word: str) -> str:
+    """The script that a word of a command names, be it as a module; "" if it names none."""
+    if word == "cosmos_nemo.tools.main":
+        return "cosmos-nemo"
+    is_module = re.fullmatch(r"inference\.\w+", word) and not word.endswith(".py")
+    return f"{word.replace('.', '/')}.py" if is_module else word if word.endswith(".py") else ""
+
+
 @dataclass(frozen=True)
 class Command:
     """One command of a page; `variables`: what the page has set before it."""
@@ -44,19 +62,11 @@ class Command:
     @property
     def script(self) -> str:
         """The project's script, `cosmos-nemo`, or the program itself where it is none of the project's."""
-        named = [word for word in self.words if word.endswith(".py") or word == "cosmos_nemo.tools.main"]
-        return named[0].replace("cosmos_nemo.tools.main", "cosmos-nemo") if named else self.words[0]
+        return next(filter(None, map(_script_of, self.words)), self.words[0])
 
     @property
     def argv(self) -> list[str]:
-        start = next(
-            (
-                i
-                for i, word in enumerate(self.words)
-                if word.endswith(".py") or word == "cosmos_nemo.tools.main"
-            ),
-            0,
-        )
+        start = next((i for i, word in enumerate(self.words) if _script_of(word)), 0)
         return list(self.words[start + 1 :])
 
     def __str__(self) -> str:
@@ -103,7 +113,11 @@ def inline_commands(page: str) -> Iterator[Command]:
 
 EVERY = [command for page in PAGES for command in (*commands_in(page, read(page)), *inline_commands(page))]
 OURS = [command for command in EVERY if command.script not in _OF_OTHERS]
-TEXT2WORLD = [command for command in OURS if command.script == "inference/text2world.py"]
+OF_PREDICT1 = [
+    command
+    for command in OURS
+    if command.script in (f"inference/{n}.py" for n in ("text2world", "video2world", "world_interpolator"))
+]
 
 
 def _parser_of_script(script: str) -> argparse.ArgumentParser:
@@ -125,6 +139,8 @@ def _parser_of_tool(name: str) -> argparse.ArgumentParser:
 DOORS: Mapping[str, Callable[[list[str]], Invocation]] = {
     "inference/general.py": parse_general,
     "inference/text2world.py": parse_text2world,
+    "inference/video2world.py": parse_video2world,
+    "inference/world_interpolator.py": parse_world_interpolator,
 }
 
 
@@ -151,7 +167,12 @@ def test_every_command_is_understood(command: Command) -> None:
 def test_the_commands_are_found_at_all() -> None:
     found = {command.script for command in OURS}
     assert {*DOORS, "cosmos-nemo", "download/diffusion.py", "download/nemo.py"} <= found
-    assert sum(command.page == "README.md" for command in TEXT2WORLD) == 4
+    shown = [command.script for command in OF_PREDICT1 if command.page == "README.md"]
+    assert {script: shown.count(script) for script in shown} == {
+        "inference/text2world.py": 4,
+        "inference/video2world.py": 2,
+        "inference/world_interpolator.py": 1,
+    }
 
 
 @pytest.mark.parametrize(
@@ -163,6 +184,10 @@ def test_the_commands_are_found_at_all() -> None:
         "cosmos-nemo convert A B --to zarr",
         "cosmos-nemo physician",
         "python inference/video2world.py --prompt x",
+        "python inference/video2world.py --input_image_or_video_path a.mp4 --num_frame_pairs 2",
+        "python3 -m inference.world_interpolator --input_image_or_video_path a.mp4 --keep_input_size",
+        "python3 -m inference.world_extrapolator --input_image_or_video_path a.mp4",
+        "python inference/general.py --model Cosmos-1.0-Diffusion-7B-Video2World --prompt x",
         "rm -rf checkpoints",
     ],
 )
@@ -175,6 +200,12 @@ def test_a_wrong_command_would_be_noticed(wrong: str) -> None:
 def _seed(number: str, title: str) -> SeedCommand:
     (found,) = [command for command in commands_of(number) if command.title.startswith(title)]
     return found
+
+
+def _section(title: str) -> list[Command]:
+    """The commands below one heading of the README."""
+    text = read("README.md").partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    return list(commands_in("README.md", text))
 
 
 def _without_prompt(argv: tuple[str, ...] | list[str]) -> list[str]:
@@ -190,7 +221,7 @@ def test_the_readme_has_the_commands_of_the_text2world_document() -> None:
     ]
     shown = [
         command
-        for command in commands_in("README.md", read("README.md"))
+        for command in _section("Text2World of Predict1")
         if command.script in ("download/diffusion.py", "inference/text2world.py")
     ]
     assert [_without_prompt(command.argv) for command in shown] == [
@@ -202,9 +233,7 @@ def test_the_readme_has_the_commands_of_the_text2world_document() -> None:
 
 
 def test_the_readmes_commands_for_nemo_ask_for_what_the_nemo_document_asks() -> None:
-    shown = [
-        c.argv for c in commands_in("README.md", read("README.md")) if c.script == "inference/general.py"
-    ]
+    shown = [c.argv for c in _section("From a NeMo checkpoint") if c.script == "inference/general.py"]
     assert len(shown) == 2
     for argv, title in zip(shown, ("base model", "post-trained model"), strict=True):
         theirs, ours = (parse_general(each) for each in (_seed("004", title).argv, argv))
@@ -213,17 +242,27 @@ def test_the_readmes_commands_for_nemo_ask_for_what_the_nemo_document_asks() -> 
             assert getattr(ours.request, field) == getattr(theirs.request, field)
 
 
+def test_the_readme_has_the_commands_of_the_interpolators_document() -> None:
+    [download] = [c for c in _section("Video2World of Predict1") if c.script.startswith("download/")]
+    assert tuple(download.argv) == _seed("002", "download").argv
+    [shown] = _section("WorldInterpolator")
+    theirs = _seed("002", "example 1")
+    module = theirs.script.replace("cosmos_predict1.diffusion.", "")
+    assert shown.words == (*theirs.launcher, module, *theirs.argv)
+
+
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme") / "checkpoints"
-    cards = [CARDS[f"Cosmos-Predict1-{size}-Text2World"] for size in ("7B", "14B")]
+    names = ("7B-Text2World", "14B-Text2World", "7B-Video2World", "7B-WorldInterpolator")
+    cards = [CARDS[f"Cosmos-Predict1-{name}"] for name in names]
     write_standin(cards, folder, seed=0, layout="folder")
     (folder / f"{cards[0].name}_post-trained").symlink_to(folder / cards[0].name)
     return folder
 
 
-@pytest.mark.parametrize("command", TEXT2WORLD, ids=str)
-def test_every_text2world_command_passes_a_dry_run_with_stand_ins(
+@pytest.mark.parametrize("command", OF_PREDICT1, ids=str)
+def test_every_command_of_predict1_passes_a_dry_run_with_stand_ins(
     command: Command,
     stand_ins: Path,
     tmp_path: Path,
@@ -237,14 +276,14 @@ def test_every_text2world_command_passes_a_dry_run_with_stand_ins(
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     monkeypatch.chdir(tmp_path)
     argv = [*command.argv, *(["--dry_run"] if "--dry_run" not in command.argv else [])]
-    status = run(lambda: parse_text2world(argv), environ={"COSMOS_NEMO_CACHE": ""})
+    status = run(lambda: DOORS[command.script](argv), environ={"COSMOS_NEMO_CACHE": ""})
     printed = capfd.readouterr()
     assert status == 0, printed.err
     assert "not here" not in printed.out
 
 
 def _known_flags() -> set[str]:
-    parsers = [general._parser(), text2world._parser()]
+    parsers = [door._parser() for door in (general, text2world, video2world, world_interpolator)]
     parsers += [_parser_of_script(f"download/{name}.py") for name in ("diffusion", "nemo")]
     parsers += [_parser_of_tool(name) for name in TOOLS]
     return {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
@@ -312,6 +351,21 @@ def test_the_table_of_predicted_peaks_is_what_the_code_predicts() -> None:
                 expected.append(published_rows(card, is_batch=is_batch)[number][1])
         offload = published_rows(small)[number][0]
         expected += [host_bytes(stage_memory(card), offload) for card in (small, large)]
+        assert _figures("docs/memory.md", row) == [f"{value / GIB:.1f}" for value in expected]
+
+
+def test_the_table_of_predicted_peaks_with_given_frames_is_what_the_code_predicts() -> None:
+    names = ("7B-Video2World", "14B-Video2World", "7B-WorldInterpolator")
+    small, large, between = cards = [CARDS[f"Cosmos-Predict1-{name}"] for name in names]
+    rows = ("image upsampler", "image upsampler, guardrails", "these and text encoder")
+    for number, row in enumerate((*rows, "these and tokenizer", "these and network")):
+        expected = [
+            published_rows(card, is_batch=is_batch)[number][1] for card in cards for is_batch in (False, True)
+        ]
+        offload = published_rows(small)[number][0]
+        hosts = {card.name: host_bytes(stage_memory(card), offload) for card in cards}
+        assert hosts[small.name] == hosts[between.name]
+        expected += [hosts[small.name], hosts[large.name]]
         assert _figures("docs/memory.md", row) == [f"{value / GIB:.1f}" for value in expected]
 
 
