@@ -115,6 +115,10 @@ class VideoLimits:
     max_frames: int = 121
     size_multiple: int = 16
 
+    def at_once(self, num_frames: int) -> int:
+        """Of a video of so many frames, those that the network makes at once: all, or those of a chunk."""
+        return num_frames if num_frames <= self.max_frames else self.num_frames
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:

@@ -98,6 +98,7 @@ def _make(
     before = {stage.name: replace(stage.costs) for stage in pipeline.stages}
     path = request.video_path
     try:
+        rank_zero(lambda: job.check_unchanged(request), groups.replica)
         video = pipeline(request, on_progress=on_progress)
     except Blocked as blocked:
         outcome = {"outcome": "blocked", "by": blocked.by, "reason": blocked.reason}

@@ -166,7 +166,7 @@ def stage_memory(
     """
     height, width = height or card.video.height, width or card.video.width
     side = card.tokenizer.spatial_compression
-    at_once = min(num_frames or card.video.num_frames, card.video.max_frames)
+    at_once = card.video.at_once(num_frames or card.video.num_frames)
     latent = card.latent_frames(at_once), height // side, width // side
     branches = card.num_branches if num_branches is None else num_branches
     stages = {

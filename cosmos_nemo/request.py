@@ -28,6 +28,8 @@ VIDEO_SUFFIXES = (".mp4", ".npy")
 GIVEN_FRAMES = (1, 9)
 """Frames that a Video2World may go on from: one latent frame, or two."""
 _MAX_CHUNKS = 50
+_MAX_PAIRS = 500
+"""Whose frames, of 1280 x 704 pixels, take 12 GB of host memory."""
 _MAX_SEED = 2**32 - 1
 _MAX_STEPS = 100_000
 
@@ -140,6 +142,11 @@ class InterpolationRequest(Text2WorldRequest):
                 f"--frame_stride {stride} there are {pairs} pair(s), {wanted}. Pass a longer video, or "
                 "change these flags."
             )
+        if (asked or pairs) > _MAX_PAIRS:
+            raise RequestError(
+                f"{self.visual_input} has {pairs} pair(s) of frames, and one run makes {_MAX_PAIRS} clips at "
+                "most. Make it in parts, with --frame_index_start and --num_frame_pairs."
+            )
         return range(start, start + stride * (asked or pairs) + 1, stride)
 
 
@@ -188,9 +195,8 @@ def validate_request(request: Text2WorldRequest, card: ModelCard, *, prompt_is_m
     if not 0 <= request.seed <= _MAX_SEED:
         raise RequestError(f"--seed {request.seed} must lie between 0 and {_MAX_SEED}.")
     if isinstance(request, Video2WorldRequest):
-        _given_frames("--num_input_frames", request.num_input_frames, request)
-        if request.num_frames > card.video.max_frames:
-            _given_frames("--num_overlap_frames", request.num_overlap_frames, request)
+        _given_frames("--num_input_frames", request.num_input_frames, request, card)
+        _given_frames("--num_overlap_frames", request.num_overlap_frames, request, card)
     if isinstance(request, InterpolationRequest):
         _interpolation(request)
     if request.video_path.suffix.lower() not in VIDEO_SUFFIXES:
@@ -227,6 +233,9 @@ def _size(flag: str, value: int, card: ModelCard, max_latent: int) -> None:
 
 def _frames(request: Text2WorldRequest, card: ModelCard) -> None:
     video, step, value = card.video, card.tokenizer.temporal_compression, request.num_frames
+    own_frames = {video.num_frames, video.min_frames, video.max_frames}
+    if not isinstance(request, InterpolationRequest) and any(one % step != 1 for one in own_frames):
+        raise RequestError(f"{card.name}: its card.json must give {step}k+1 frames, and gives {own_frames}.")
     if isinstance(request, InterpolationRequest):
         if value != video.num_frames:
             raise RequestError(
@@ -247,13 +256,15 @@ def _frames(request: Text2WorldRequest, card: ModelCard) -> None:
     )
 
 
-def _given_frames(flag: str, value: int, request: Video2WorldRequest) -> None:
+def _given_frames(flag: str, value: int, request: Video2WorldRequest, card: ModelCard) -> None:
     if value not in GIVEN_FRAMES:
         raise RequestError(f"{flag} {value} must be {' or '.join(map(str, GIVEN_FRAMES))}.")
-    if value >= request.num_frames:
-        raise RequestError(
-            f"{flag} {value} leaves nothing of --num_video_frames {request.num_frames} to make: pass more."
-        )
+    is_one_chunk = request.num_frames <= card.video.max_frames
+    if is_one_chunk and flag == "--num_overlap_frames":
+        return
+    at_once = card.video.at_once(request.num_frames)
+    if value >= at_once:
+        raise RequestError(f"{flag} {value} leaves nothing of {at_once} frames to make. Pass 1.")
 
 
 def _interpolation(request: InterpolationRequest) -> None:

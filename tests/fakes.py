@@ -159,10 +159,14 @@ class RecordedDenoise(RecordedStage):
 
 
 class RecordedTokenizer(RecordedStage):
-    """Decodes to frames of 8 x 8 pixels of seven times the latent's mean; encodes to the video's mean."""
+    """Decodes to frames of 8 x 8 pixels of seven times the latent's mean; encodes to the video's mean.
 
-    def __init__(self, journal: list[str], **options: Any) -> None:
+    With `numbers_frames`, frame t of the k-th decoding is k in red and t in green.
+    """
+
+    def __init__(self, journal: list[str], *, numbers_frames: bool = False, **options: Any) -> None:
         super().__init__("tokenizer", journal, **options)
+        self.numbers_frames = numbers_frames
         self.latents: list[Tensor] = []
         self.videos: list[tuple[Tensor, bool | None]] = []
 
@@ -170,7 +174,11 @@ class RecordedTokenizer(RecordedStage):
         self.called()
         self.latents.append(latent_BCTHW)
         level = round(7 * latent_BCTHW.mean().item())
-        return torch.full((8 * latent_BCTHW.shape[2] - 7, 8, 8, 3), level, dtype=torch.uint8)
+        frames_THWC = torch.full((8 * latent_BCTHW.shape[2] - 7, 8, 8, 3), level, dtype=torch.uint8)
+        if self.numbers_frames:
+            frames_THWC[..., 0] = len(self.latents)
+            frames_THWC[..., 1] = torch.arange(len(frames_THWC))[:, None, None]
+        return frames_THWC
 
     def encode(self, video_BCTHW: Tensor, *, as_image: bool | None = None) -> Tensor:
         self.called()

@@ -54,7 +54,7 @@ def describe(job: Job) -> str:
 
 def _at_once(job: Job) -> int:
     """The frames of a chunk, of a clip, or of a video that is neither."""
-    return min(job.request.num_frames, job.card.video.max_frames)
+    return job.card.video.at_once(job.request.num_frames)
 
 
 def _num_frames(job: Job) -> int:

@@ -16,6 +16,8 @@ from cosmos_nemo.job.visual_inputs import VisualInput
 from cosmos_nemo.models.common.backend import Backend
 from cosmos_nemo.plan import Plan
 from cosmos_nemo.request import Setup, Text2WorldRequest, VisualRequest
+from cosmos_nemo.stages.item_error import ItemError
+from cosmos_nemo.stages.media import file_digest
 
 _NOT_OF_THE_VIDEO = ("video_path", "line_number", "visual_input")
 """Fields of a request. What the visual input holds counts, not where it lies."""
@@ -104,6 +106,18 @@ class Job:
         }
         text = json.dumps(what, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def check_unchanged(self, request: Text2WorldRequest) -> None:
+        """ItemError if the visual input is not any more the file that this job was made for."""
+        if not isinstance(request, VisualRequest):
+            return
+        path = request.visual_input
+        try:
+            is_same = file_digest(path) == self.visual_inputs[path].sha256
+        except OSError as error:
+            raise ItemError(f"{path} cannot be read any more: {error.strerror or error}.") from error
+        if not is_same:
+            raise ItemError(f"{path} is another file than when this run began. Start the run again.")
 
     def _visual_input(self, request: Text2WorldRequest) -> dict[str, str]:
         if not isinstance(request, VisualRequest):

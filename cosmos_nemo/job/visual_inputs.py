@@ -55,6 +55,15 @@ class VisualInputs:
             raise RequestError(f"{str(path)!r} is no file's name: {error}.") from None
         if place in self.outputs:
             raise RequestError(f"{path} would be replaced by a video of this run. Write to another folder.")
+        if os.path.splitext(place)[0] in map(_without_suffix, self.outputs):
+            raise RequestError(
+                f"{path}: the .json or .txt beside it would be replaced by that of a video of this run. "
+                "Write to another folder."
+            )
+
+
+def _without_suffix(path: str) -> str:
+    return os.path.splitext(path)[0]
 
 
 def _check_last_frames(request: Video2WorldRequest, facts: VisualFacts) -> None:
@@ -75,7 +84,8 @@ def _check_output_size(request: Video2WorldRequest, facts: VisualFacts) -> None:
     """H.264 halves the sides of its colours."""
     is_odd = facts.width % 2 or facts.height % 2
     if request.keeps_input_size and is_odd and request.video_path.suffix.lower() == ".mp4":
+        other = "" if request.line_number else ", or write an .npy"
         raise RequestError(
             f"{request.visual_input} has {facts.width} x {facts.height} pixels, and an mp4 needs even sides. "
-            "Leave --keep_input_size out, or write an .npy."
+            f"Leave --keep_input_size out{other}."
         )

@@ -12,6 +12,7 @@ from cosmos_nemo.parallel.environment import Ranks
 _CONNECT_PATIENCE = timedelta(minutes=10)
 _LEAVE_PATIENCE = 30.0
 _LEAVE_PATIENCE_AFTER_FAILURE = 8.0
+_POLL_SECONDS = 0.2
 _FAILURE, _NUM_FAILURES, _STATUS, _NUM_GONE = "failure", "num_failures", "status", "num_gone"
 
 
@@ -98,5 +99,7 @@ class Company:
         """None if rank 0 computes on the same kind of device, else rank 0's kind."""
         if self.ranks.rank == 0:
             self.store.set("device_type", device_type)
+        while not self.store.check(["device_type"]):  # rank 0 may look at many files first
+            time.sleep(_POLL_SECONDS)
         theirs = self.store.get("device_type").decode()
         return None if theirs == device_type else theirs

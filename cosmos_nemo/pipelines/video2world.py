@@ -34,8 +34,9 @@ class Chunk:
 
 
 def chunks_of(request: Video2WorldRequest, limits: VideoLimits) -> list[Chunk]:
-    """As many as the video needs. All but a single one have the length that the weights were trained on."""
-    length = min(request.num_frames, limits.max_frames)
+    """As many as the video needs: a single one, or all of the length that the weights were trained on."""
+    length = limits.at_once(request.num_frames)
+    assert request.num_overlap_frames < limits.num_frames, "a chunk must add something"
     chunks = [Chunk(length, request.num_input_frames, _NOISE_LEVELS[0], request.seed, is_first=True)]
     made = length
     while made < request.num_frames:
@@ -104,6 +105,7 @@ class Video2World(Pipeline[Video2WorldRequest, ImageUpsampler]):
     ) -> Video:
         assert input_THWC is not None
         frames_THWC = torch.cat(parts_THWC)[: request.num_frames]
+        assert len(frames_THWC) == request.num_frames
         video = self.guarded(frames_THWC, prompt=prompt, fps=request.fps)
         if not request.keeps_input_size:
             return video

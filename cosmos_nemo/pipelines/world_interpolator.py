@@ -14,6 +14,7 @@ from cosmos_nemo.request import InterpolationRequest
 from cosmos_nemo.stages.denoise import Condition
 from cosmos_nemo.stages.image_upsampler import ImageUpsampler
 from cosmos_nemo.stages.prompt import describe_image
+from cosmos_nemo.stages.skip import Skip
 from cosmos_nemo.stages.tokenizer import Tokenizer
 from cosmos_nemo.stages.visual_input import read_frames_at, read_last_frames, to_pixels, visual_facts
 
@@ -40,8 +41,10 @@ class WorldInterpolator(Pipeline[InterpolationRequest, ImageUpsampler]):
         return only_rank_zero(lambda: self._show(latents, prompt, request.fps), self.ranks)
 
     def _prepare(self, request: InterpolationRequest) -> str:
-        with reading_input():
-            [last_HWC] = read_last_frames(request.visual_input, 1)
+        last_HWC = None
+        if not isinstance(self.upsampler, Skip):
+            with reading_input():
+                [last_HWC] = read_last_frames(request.visual_input, 1)
         return describe_image(request, last_HWC, text_guard=self.text_guard, upsampler=self.upsampler)
 
     def _encode(self, request: InterpolationRequest) -> Tensor:
@@ -49,13 +52,13 @@ class WorldInterpolator(Pipeline[InterpolationRequest, ImageUpsampler]):
         with reading_input():
             numbers = request.given_frames(visual_facts(request.visual_input).num_frames)
             frames_THWC = read_frames_at(request.visual_input, numbers)
-        pixels_BCTHW = to_pixels(frames_THWC, height=request.height, width=request.width)
         latents = []
         with self.tokenizer as tokenizer:
             self.denoise.prefetch()
-            for first_BCTHW, last_BCTHW in pairwise(pixels_BCTHW.split(1, dim=2)):
-                latents.append(tokenizer.encode(first_BCTHW, as_image=False))
-                latents.append(tokenizer.encode(last_BCTHW, as_image=True))
+            for pair_THWC in map(torch.stack, pairwise(frames_THWC)):
+                pixels_BCTHW = to_pixels(pair_THWC, height=request.height, width=request.width)
+                latents.append(tokenizer.encode(pixels_BCTHW[:, :, :1], as_image=False))
+                latents.append(tokenizer.encode(pixels_BCTHW[:, :, 1:], as_image=True))
         return torch.cat(latents, dim=2)
 
     def _show(self, latents: list[Tensor], prompt: str, fps: int) -> Video:

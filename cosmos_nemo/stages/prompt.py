@@ -29,18 +29,20 @@ def prepare_prompt(
 
 def describe_image(
     request: Text2WorldRequest,
-    image_HWC: Tensor,
+    image_HWC: Tensor | None,
     *,
     text_guard: TextGuard | Skip,
     upsampler: ImageUpsampler | Skip,
 ) -> str:
     """The text that a video goes on with: what the upsampler says of the image, else the prompt; judged.
 
-    image: uint8 [H, W, 3]. Raises as `prepare_prompt`. With an upsampler the prompt has no influence.
+    image: uint8 [H, W, 3]; None will do without an upsampler. With one the prompt has no influence. Raises
+    as `prepare_prompt`.
     """
     if isinstance(upsampler, Skip):
         described = request.prompt
     else:
+        assert image_HWC is not None
         with upsampler as describe:
             described = describe(image_HWC)
     prompt = with_subject(described, request.subject_name)

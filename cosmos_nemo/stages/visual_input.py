@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """Only these are tried: Pillow's others reach from fonts to programs (PostScript)."""
+_ANIMATED = ("GIF", "WEBP", "PNG")
+"""Where several pictures are frames; a phone's JPEG may hold others beside the one."""
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
 _WAY_OUT = "Pass a PNG, JPEG or WEBP image or an mp4 video."
@@ -169,7 +171,15 @@ def _read_image(path: Path) -> numpy.ndarray | None:
     _check_file(path)
     try:
         with Image.open(path, formats=_IMAGE_FORMATS) as image:
+            pictures = getattr(image, "n_frames", 1)
+            if pictures > 1 and image.format in _ANIMATED:
+                raise VisualInputError(
+                    f"{path} is an animation of {pictures} pictures. Convert it to an mp4 video, or pass one "
+                    "of them."
+                )
             return _upright_rgb(image)
+    except VisualInputError:
+        raise
     except UnidentifiedImageError:
         return None
     except Image.DecompressionBombError as error:

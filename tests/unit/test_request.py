@@ -128,8 +128,9 @@ def test_a_world_that_goes_on_may_be_longer_than_the_network_makes_at_once(frame
         ({"num_frames": 120}, "--num_video_frames 120 .* Pass 113 or 121"),
         ({"num_frames": 6009}, "from 9 to 6001. Pass 6001"),
         ({"num_input_frames": 2}, "--num_input_frames 2 must be 1 or 9"),
-        ({"num_input_frames": 9, "num_frames": 9}, "leaves nothing of --num_video_frames 9"),
+        ({"num_input_frames": 9, "num_frames": 9}, "leaves nothing of 9 frames"),
         ({"num_overlap_frames": 5, "num_frames": 129}, "--num_overlap_frames 5 must be 1 or 9"),
+        ({"num_overlap_frames": 5}, "--num_overlap_frames 5 must be 1 or 9"),
         ({"prompt": " "}, "--prompt is empty"),
     ],
 )
@@ -196,3 +197,24 @@ def test_a_video_without_enough_frames_is_told_how_many_pairs_it_has(
 ) -> None:
     with pytest.raises(RequestError, match=rf"a.mp4 has 5 frame\(s\).*{says}"):
         replace(BETWEEN, **changes).given_frames(5)
+
+
+@pytest.mark.parametrize(
+    ("limits", "changes", "says"),
+    [
+        ({"num_frames": 9}, {"num_frames": 129}, "--num_overlap_frames 9 leaves nothing of 9 frames"),
+        ({"max_frames": 20}, {"num_frames": 17}, "card.json must give 8k.1 frames"),
+    ],
+)
+def test_a_card_of_which_no_chunks_can_be_made_is_refused(
+    limits: dict[str, int], changes: dict[str, int], says: str
+) -> None:
+    card = replace(CARD, video=replace(CARD.video, **limits))
+    with pytest.raises(RequestError, match=says):
+        validate_request(replace(V2W, **changes), card)
+
+
+def test_one_run_makes_no_more_clips_than_the_host_can_hold() -> None:
+    with pytest.raises(RequestError, match="500 clips at most"):
+        BETWEEN.given_frames(502)
+    assert len(BETWEEN.given_frames(501)) == 501

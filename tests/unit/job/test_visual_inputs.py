@@ -1,15 +1,18 @@
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
 import pytest
 
+from cosmos_nemo.job import Job
 from cosmos_nemo.job import visual_inputs as module
-from cosmos_nemo.job.visual_inputs import VisualInputs
+from cosmos_nemo.job.visual_inputs import VisualInput, VisualInputs
 from cosmos_nemo.request import InterpolationRequest, RequestError, Text2WorldRequest, Video2WorldRequest
+from cosmos_nemo.stages.item_error import ItemError
 from cosmos_nemo.stages.media import file_digest
-from cosmos_nemo.stages.visual_input import VisualFacts
+from cosmos_nemo.stages.visual_input import VisualFacts, visual_facts
 from tests.test_layering import ROOT
 
 IMAGE = ROOT / "assets/diffusion/video2world_input0.jpg"
@@ -144,3 +147,26 @@ def test_an_mp4_of_the_inputs_size_needs_even_sides(tmp_path: Path) -> None:
         check(odd)
     assert check(replace(odd, video_path=tmp_path / "o.npy")).found
     assert check(replace(odd, keeps_input_size=False)).found
+
+
+def test_nor_may_it_replace_what_lies_beside_such_a_file(tmp_path: Path) -> None:
+    path = video(tmp_path, 9)
+    with pytest.raises(RequestError, match=r"the .json or .txt beside it would be replaced"):
+        check(going_on(path, video_path=tmp_path / "9.mp4"))
+    check(going_on(path, video_path=tmp_path / "other" / "9.mp4"))
+
+
+def test_a_file_that_is_not_any_more_the_one_that_was_looked_at_is_an_error_of_its_video(
+    tmp_path: Path,
+) -> None:
+    path = video(tmp_path, 9)
+    request = going_on(path)
+    found = {path: VisualInput(sha256=file_digest(path), facts=visual_facts(path))}
+    job: Any = SimpleNamespace(visual_inputs=found)
+    Job.check_unchanged(job, request)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ItemError, match="is another file than when this run began"):
+        Job.check_unchanged(job, request)
+    path.unlink()
+    with pytest.raises(ItemError, match="cannot be read any more"):
+        Job.check_unchanged(job, request)

@@ -1,5 +1,7 @@
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -69,3 +71,14 @@ def test_ranks_compare_their_devices() -> None:
     assert first.agree_on_device("cuda") is None
     assert second.agree_on_device("cuda") is None
     assert second.agree_on_device("cpu") == "cuda"
+
+
+def test_a_rank_waits_for_the_device_of_rank_0_however_long_that_looks_at_files() -> None:
+    first, second = _companies(2)
+    first.store.set_timeout(timedelta(seconds=0.2))
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(second.agree_on_device, "cpu")
+        time.sleep(0.6)
+        assert not answer.done()
+        first.agree_on_device("cpu")
+        assert answer.result(timeout=20) is None

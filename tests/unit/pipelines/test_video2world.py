@@ -24,6 +24,7 @@ class Made:
     """A pipeline of recorded stages."""
 
     def __init__(self, *, off: tuple[str, ...] = (), **options: Any) -> None:
+        options = {"denoise": {"num_latent_frames": 3}, **options}
         self.journal: list[str] = []
         kinds = {**KINDS, "upsampler": RecordedImageUpsampler}
         self.by_name: dict[str, Any] = {
@@ -155,3 +156,21 @@ def test_an_input_that_is_too_short_is_named(clip: Path) -> None:
     numpy.save(clip, numpy.zeros((3, 16, 24, 3), numpy.uint8))
     with pytest.raises(ItemError, match="has 3 frames"):
         Made().pipeline(request_for(clip, num_input_frames=9))
+
+
+def test_a_chunk_goes_on_from_the_end_of_the_one_before_and_each_frame_is_shown_once(clip: Path) -> None:
+    made = Made(denoise={"num_latent_frames": 16}, tokenizer={"numbers_frames": True})
+    video = made.pipeline(request_for(clip, num_frames=249))
+    assert video is not None
+    shown = [tuple(frame[0, 0, :2].tolist()) for frame in video.frames_THWC]
+    chunks = [[(1, t) for t in range(121)], [(2, t) for t in range(9, 121)], [(3, t) for t in range(9, 25)]]
+    assert shown == [frame for chunk in chunks for frame in chunk]
+    for (pixels, _), number in zip(made.tokenizer.videos[1:], (1, 2), strict=True):
+        levels = ((pixels[0, :2, :, 0, 0] + 1) * 127.5).round().int()
+        assert levels[0].tolist() == [number] * 9 and levels[1].tolist() == list(range(112, 121))
+
+
+def test_chunks_have_the_length_that_the_weights_were_trained_on() -> None:
+    limits = replace(LIMITS, num_frames=33, max_frames=49)
+    assert [c.num_frames for c in chunks_of(request_for(Path("x"), num_frames=49), limits)] == [49]
+    assert [c.num_frames for c in chunks_of(request_for(Path("x"), num_frames=57), limits)] == [33, 33]

@@ -115,3 +115,21 @@ def test_each_model_is_entered_once_for_all_pairs(request_of_five: Interpolation
 def test_a_video_without_enough_frames_is_refused(request_of_five: InterpolationRequest) -> None:
     with pytest.raises(ItemError, match="has 5 frame"):
         Made().pipeline(replace(request_of_five, num_frame_pairs=5))
+
+
+def test_where_clips_meet_the_frame_of_the_earlier_one_is_shown(
+    request_of_five: InterpolationRequest,
+) -> None:
+    made = Made(tokenizer={"numbers_frames": True})
+    video = made.pipeline(replace(request_of_five, num_frame_pairs=2))
+    assert video is not None
+    # Each clip is decoded twice: nine frames as a video, the last as an image.
+    wanted = [(1, t) for t in range(9)] + [(2, 0)] + [(3, t) for t in range(1, 9)] + [(4, 0)]
+    assert [tuple(frame[0, 0, :2].tolist()) for frame in video.frames_THWC] == wanted
+
+
+def test_without_the_upsampler_the_video_is_not_read_to_its_end(
+    request_of_five: InterpolationRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cosmos_nemo.pipelines.world_interpolator.read_last_frames", None)
+    assert Made(off=("upsampler",)).pipeline(request_of_five) is not None
