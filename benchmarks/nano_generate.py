@@ -9,12 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
+import numpy
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from cosmos_nemo.cli import parse_general
+from benchmarks.nano_given import GIVEN_MISTAKES, Told, decoded, encoded_given, told
+from cosmos_nemo.catalog import Task, find_card
+from cosmos_nemo.cli import Invocation, parse_general, parse_world_interpolator
 from cosmos_nemo.job import Job, prepare
 from cosmos_nemo.job.stages import denoise_stage, text_encoder_stage, tokenizer_stage
 from cosmos_nemo.models.cosmos1_dit.layers import KeyValue, Rope
@@ -22,7 +26,8 @@ from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT, Positions
 from cosmos_nemo.parallel.environment import Ranks
 from cosmos_nemo.parallel.groups import start_alone
 from cosmos_nemo.request import Text2WorldRequest, latent_shape
-from cosmos_nemo.sampling.denoiser import EdmDenoiser, branches_needed, guided
+from cosmos_nemo.sampling.denoiser import Denoise, EdmDenoiser, branches_needed, guided
+from cosmos_nemo.sampling.given import GivenDenoiser
 from cosmos_nemo.sampling.noise import draw_noise
 from cosmos_nemo.sampling.samplers import SAMPLERS
 from cosmos_nemo.stages.prompt import with_subject
@@ -30,6 +35,16 @@ from cosmos_nemo.stages.text_encoder import TextEncoder
 
 MODEL = "Cosmos-Nano-Text2World"
 MISTAKES = ("none", "guidance_sign", "rope_axes", "text_shift", "sigmas_reversed")
+MISTAKES_OF = {
+    Task.TEXT2WORLD: MISTAKES,
+    Task.VIDEO2WORLD: (*MISTAKES, *GIVEN_MISTAKES),
+    Task.WORLD_INTERPOLATOR: (
+        *("none", "rope_axes", "sigmas_reversed"),
+        *(name for name in GIVEN_MISTAKES if name != "mask_off"),
+        "last_wrong",
+    ),
+}
+"""An interpolator reads no prompt, and its mask is always the same: mistakes with them would not show."""
 SHIFT = 4
 """Tokens by which the mistake text_shift moves the mask: past the article, the colour and the shape."""
 
@@ -37,23 +52,49 @@ OnBatch = Callable[[int, int], None]
 """Called after each batch with the number of videos made, and of all."""
 
 
-def nano_job(flags: Sequence[str], *, device: torch.device | None) -> Job:
-    """The job of `inference/general.py --model Cosmos-Nano-Text2World` with these flags, on one process.
+def nano_job(flags: Sequence[str], *, device: torch.device | None, model: str = MODEL) -> Job:
+    """The job of `inference/general.py --model MODEL` with these flags, on one process.
 
-    Its prompt and its path are not used. device None: a GPU where there is one. Without the cache
+    Or of `inference/world_interpolator.py`, which has the flags of files under other names. Its prompt, its
+    path and its visual input are not used. device None: a GPU where there is one. Without the cache
     of text embeddings, so that the text encoder really runs.
     """
-    unused = ["--prompt", "unused", "--video_save_path", f"{tempfile.gettempdir()}/unused.npy"]
-    invocation = parse_general(["--model", MODEL, *unused, *flags])
-    job = prepare(invocation, ranks=Ranks(), environ={**os.environ, "COSMOS_NEMO_CACHE": ""})
+    with tempfile.TemporaryDirectory() as folder:
+        invocation = _invocation(model, list(flags), folder=Path(folder))
+        job = prepare(invocation, ranks=Ranks(), environ={**os.environ, "COSMOS_NEMO_CACHE": ""})
     return job if device is None else replace(job, device=device)
 
 
+def _invocation(model: str, flags: list[str], *, folder: Path) -> Invocation:
+    task = find_card(model).task
+    frames = folder / "unused.npy"
+    numpy.save(frames, numpy.zeros((2, 16, 16, 3), numpy.uint8))
+    common = ["--model", model, "--prompt", "unused", *flags]
+    if task is Task.WORLD_INTERPOLATOR:
+        common = [_RENAMED.get(name, name) + rest for name, rest in map(_split, common)]
+        places = ["--video_save_folder", str(folder), "--input_image_or_video_path", str(frames)]
+        network = (
+            [] if any("--diffusion" in flag for flag in common) else ["--diffusion_transformer_dir", model]
+        )
+        return parse_world_interpolator([*network, "--disable_prompt_upsampler", *places, *common])
+    given = ["--conditioned_image_or_video_path", str(frames)] if task is Task.VIDEO2WORLD else []
+    return parse_general(["--video_save_path", str(folder / "made.npy"), *given, *common])
+
+
+_RENAMED = {"--nemo_checkpoint": "--diffusion_transformer_dir", "--cosmos_assets_dir": "--checkpoint_dir"}
+
+
+def _split(flag: str) -> tuple[str, str]:
+    """A flag's name and what follows it in the same word."""
+    name, equals, value = flag.partition("=")
+    return name, equals + value
+
+
 class Generator:
-    """Makes many videos of one job's settings; a batch of one is what the pipeline makes."""
+    """Makes many videos of one job's settings; a batch of one is what the pipeline makes, chunk or clip."""
 
     def __init__(self, job: Job, *, mistake: str = "none") -> None:
-        assert mistake in MISTAKES
+        assert mistake in MISTAKES_OF[job.card.task]
         self.job, self.mistake = job, mistake
         groups = start_alone(job.device)
         self.text_encoder = text_encoder_stage(job, groups)
@@ -66,18 +107,26 @@ class Generator:
         *,
         seeds: Sequence[int],
         batch_size: int,
+        given_NTHWC: Tensor | None = None,
         on_batch: OnBatch | None = None,
     ) -> Iterator[Tensor]:
-        """The videos in the order of their prompts, each uint8 [T, H, W, C] on the CPU."""
+        """The videos in the order of their prompts, each uint8 [T, H, W, C] on the CPU.
+
+        given_NTHWC: uint8, of each the first frames, one or nine, or an interpolator's first and last.
+        """
         prompt_NLD, negative_1LD = self._texts(prompts)
+        task = self.job.card.task
         with self.denoise as denoise, self.tokenizer as tokenizer:
             network = denoise.module
             assert isinstance(network, Cosmos1DiT)
             for start in range(0, len(prompts), batch_size):
                 those = slice(start, start + batch_size)
-                latent_BCTHW = self._latents(network, prompt_NLD[those], negative_1LD, seeds[those])
+                given = None
+                if given_NTHWC is not None:
+                    given = encoded_given(tokenizer, given_NTHWC[those], self.job, mistake=self.mistake)
+                latent_BCTHW = self._latents(network, prompt_NLD[those], negative_1LD, seeds[those], given)
                 for latent_CTHW in latent_BCTHW:
-                    yield tokenizer.decode(latent_CTHW[None])
+                    yield decoded(tokenizer, latent_CTHW[None], task=task)
                 if on_batch is not None:
                     on_batch(min(start + batch_size, len(prompts)), len(prompts))
 
@@ -94,19 +143,30 @@ class Generator:
 
     @torch.inference_mode()
     def _latents(
-        self, network: Cosmos1DiT, prompt_BLD: Tensor, negative_1LD: Tensor, seeds: Sequence[int]
+        self,
+        network: Cosmos1DiT,
+        prompt_BLD: Tensor,
+        negative_1LD: Tensor,
+        seeds: Sequence[int],
+        given_BCTHW: Tensor | None,
     ) -> Tensor:
         request, card = self.job.request, self.job.card
         shape = latent_shape(request, card)
+        noise_BCTHW = torch.cat([draw_noise(shape, seed=seed) for seed in seeds]).to(self.job.device)
+        frames = None
+        if given_BCTHW is not None:
+            frames = told(given_BCTHW, noise_BCTHW, card, mistake=self.mistake)
         place = swapped_axes if self.mistake == "rope_axes" else Cosmos1DiT.positions
         predict = _BatchedNetwork(
             network,
             guidance=-request.guidance if self.mistake == "guidance_sign" else request.guidance,
             positions=place(network, shape[2:], fps=request.fps),
             texts={"cond": prompt_BLD, "uncond": negative_1LD.expand_as(prompt_BLD)},
+            frames=frames,
         )
-        noise_BCTHW = torch.cat([draw_noise(shape, seed=seed) for seed in seeds]).to(self.job.device)
-        denoiser = EdmDenoiser(predict, card.sigma_data)
+        denoiser: Denoise = EdmDenoiser(predict, card.sigma_data)
+        if frames is not None:
+            denoiser = GivenDenoiser(denoiser, frames.frames, card.sigma_data)
         if self.mistake == "sigmas_reversed":
             return _sample_reversed(denoiser, noise_BCTHW, request) / card.sigma_data
         sampler = SAMPLERS[request.sampler]
@@ -117,9 +177,16 @@ class _BatchedNetwork:
     """(c_in x, c_noise) -> guided F of a batch, as in stages/denoise.py for one video."""
 
     def __init__(
-        self, network: Cosmos1DiT, *, guidance: float, positions: Positions, texts: dict[str, Tensor]
+        self,
+        network: Cosmos1DiT,
+        *,
+        guidance: float,
+        positions: Positions,
+        texts: dict[str, Tensor],
+        frames: Told | None,
     ) -> None:
         self.network, self.guidance, self.positions = network, guidance, positions
+        self.mask_B1THW = None if frames is None else frames.mask_B1THW
         self.texts: list[list[KeyValue]] = [
             network.encode_text(texts[branch]) for branch in branches_needed(guidance)
         ]
@@ -127,7 +194,13 @@ class _BatchedNetwork:
     def __call__(self, x_BCTHW: Tensor, c_noise: Tensor) -> Tensor:
         modulation = self.network.modulate(c_noise.expand(len(x_BCTHW)))
         outputs = [
-            self.network(x_BCTHW, modulation=modulation, text=text, positions=self.positions)
+            self.network(
+                x_BCTHW,
+                modulation=modulation,
+                text=text,
+                positions=self.positions,
+                given_mask_B1THW=self.mask_B1THW,
+            )
             for text in self.texts
         ]
         return outputs[0] if len(outputs) == 1 else guided(outputs[0], outputs[1], self.guidance)
@@ -162,7 +235,7 @@ def swapped_axes(network: Cosmos1DiT, latent_THW: tuple[int, int, int], *, fps: 
     return right._replace(rope=Rope(cos.contiguous(), sin.contiguous()))
 
 
-def _sample_reversed(denoiser: EdmDenoiser, noise_BCTHW: Tensor, request: Text2WorldRequest) -> Tensor:
+def _sample_reversed(denoiser: Denoise, noise_BCTHW: Tensor, request: Text2WorldRequest) -> Tensor:
     """Mistake: the same levels from the lowest to the highest. The package's samplers refuse them."""
     sampler = SAMPLERS[request.sampler]
     levels = [level for level in sampler.schedule(request.num_steps).flip(0).tolist() if level > 0]

@@ -7,7 +7,7 @@ Axes: T frames, H rows, W columns, C red, green and blue. Masks are boolean [T, 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -118,6 +118,33 @@ def judge_figure(frames_THWC: Frames) -> Verdict:
     blob_THW = _largest_blob(whole_THW)
     motion = _motion(blob_THW) if _is_one_object(whole_THW, blob_THW) else UNCLEAR
     return Verdict(UNCLEAR, UNCLEAR, motion, _ground_word(ground_C))
+
+
+def judge_to_the_end(frames_THWC: Frames) -> Verdict:
+    """As `judge`, but the colour and the shape are only those that the last third of the video still has."""
+    whole, end = judge(frames_THWC), judge(frames_THWC[-max(len(frames_THWC) // 3, 2) :])
+    return replace(
+        whole,
+        colour=whole.colour if end.colour == whole.colour else UNCLEAR,
+        shape=whole.shape if end.shape == whole.shape else UNCLEAR,
+    )
+
+
+def centres(frames_THWC: Frames) -> Floats:
+    """Where the middle of the object lies, row and column [T, 2], NaN in frames without an object.
+
+    In pixels of a frame of 128. Every pixel is the object's or not: the centre of two half transparent
+    objects lies in one of them, not between them.
+    """
+    places = np.full((len(frames_THWC), 2), np.nan)
+    ground_C = _ground_colour(frames_THWC)
+    if ground_C is None:
+        return places
+    blob_THW = _largest_blob(_object_mask(frames_THWC, ground_C))
+    for frame, blob_HW in enumerate(blob_THW):
+        if blob_HW.any():
+            places[frame] = np.argwhere(blob_HW).mean(axis=0)
+    return places * (128 / max(frames_THWC.shape[1:3]))
 
 
 def _ground_colour(frames_THWC: Frames) -> Floats | None:

@@ -1,6 +1,8 @@
 """Whether the nano model makes what its prompts say: the share of videos judged right, from pixels alone.
 
 PYTHONPATH=. python benchmarks/nano_quality.py --require
+PYTHONPATH=. python benchmarks/nano_quality.py --model Cosmos-Nano-Video2World --require
+PYTHONPATH=. python benchmarks/nano_quality.py --model Cosmos-Nano-WorldInterpolator --require
 PYTHONPATH=. python benchmarks/nano_quality.py --mistake guidance_sign
 PYTHONPATH=. python benchmarks/nano_quality.py --subject --checkpoint POST_TRAINED
 
@@ -8,9 +10,13 @@ One row of the table is for combinations of colour, shape, motion and ground tha
 one for combinations held out; below each, the part of it in phrasings that were never trained on, a third of
 all prompts. In the rows called shuffled each video is judged by the prompt of another: what chance gives.
 Video number i starts from the noise of seed + i. --mistake makes one deliberately, which the table must show.
+
+--model, which comes first, judges another nano model, with the flags of benchmarks/nano_video2world.py and
+benchmarks/nano_interpolator.py.
 """
 
 import argparse
+import importlib
 import json
 import random
 import sys
@@ -23,7 +29,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from benchmarks.nano_generate import MISTAKES, Generator, nano_job
+from benchmarks.nano_generate import MISTAKES, MODEL, Generator, nano_job
 from benchmarks.nano_judge import ATTRIBUTES, Verdict, judge, judge_figure, shows_teal_figure
 from cosmos_nemo.job import PERSON_ERRORS, Job
 from cosmos_nemo.stages.sheet import contact_sheet
@@ -42,7 +48,12 @@ MOST_LOST = 5.0
 """Points by which held-out combinations may be worse."""
 SEEN, UNSEEN, PHRASED, SHUFFLED = "trained", "held out", ", unseen phrasing", ", shuffled"
 FRAMES_SHOWN = 5
-_SHUFFLES = 100
+SISTERS = {
+    "Cosmos-Nano-Video2World": "benchmarks.nano_video2world",
+    "Cosmos-Nano-WorldInterpolator": "benchmarks.nano_interpolator",
+}
+"""The scripts that judge the other models."""
+SHUFFLES = 100
 
 Choice = TypeVar("Choice")
 Shares = dict[str, float]
@@ -123,7 +134,7 @@ def rows_of(results: Sequence[Result], *, seed: int) -> dict[str, Shares]:
             if part:
                 rows[name] = shares((result.item.scene, result.verdict) for result in part)
         if len(group) > 1:
-            pairs = [pair for turn in range(_SHUFFLES) for pair in _shuffled(group, seed=seed + turn)]
+            pairs = [pair for turn in range(SHUFFLES) for pair in _shuffled(group, seed=seed + turn)]
             rows[f"{combination}{SHUFFLED}"] = shares(pairs) | {"videos": len(group)}
     return rows
 
@@ -167,9 +178,16 @@ def table(rows: dict[str, Shares]) -> str:
     columns = list(next(iter(rows.values())))
     lines = [f"| combinations | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name, row in rows.items():
-        cells = [f"{row[column]:.0f}" if column == "videos" else f"{row[column]:.1f}" for column in columns]
+        cells = [f"{row[column]:.{_decimals(column)}f}" for column in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _decimals(column: str) -> int:
+    """Of a count, of pixels and of percent."""
+    if column == "videos":
+        return 0
+    return 2 if column.endswith("error") else 1
 
 
 def subject_row(results: Sequence[Result]) -> dict[str, Shares]:
@@ -255,20 +273,17 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--num_seen", type=_count, default=200, help="prompts of trained combinations; 200")
-    parser.add_argument("--num_unseen", type=_count, default=100, help="prompts of the others; 100")
-    parser.add_argument("--seed", type=_count, default=0, help="of prompts, phrasings and noise; 0")
-    parser.add_argument("--batch_size", type=_positive, default=20, help="videos made at a time; 20")
-    parser.add_argument("--device", type=torch.device, help="cpu or cuda; a GPU where there is one")
-    parser.add_argument("--sheet", type=Path, metavar="PNG", help="a picture of the first videos")
-    parser.add_argument("--sheet_videos", type=_positive, default=24, help="how many are on it; 24")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here")
+    parser.add_argument("--model", choices=(MODEL,), default=MODEL, help=", ".join((MODEL, *SISTERS)))
+    parser.add_argument(
+        "--num_seen", type=at_least_zero, default=200, help="prompts of trained combinations; 200"
+    )
+    parser.add_argument("--num_unseen", type=at_least_zero, default=100, help="prompts of the others; 100")
+    add_output(parser)
     parser.add_argument("--subject", action="store_true", help="prompts for the post-trained subject instead")
     parser.add_argument("--subject_name", default=SUBJECT_NAME, help=f"with --subject; {SUBJECT_NAME}")
-    parser.add_argument("--num_subject", type=_positive, default=50, help="prompts of --subject; 50")
+    parser.add_argument("--num_subject", type=at_least_one, default=50, help="prompts of --subject; 50")
     parser.add_argument("--mistake", choices=MISTAKES, default="none", help="make one deliberately")
-    parser.add_argument("--require", action="store_true", help="exit with 1 unless the model is good enough")
-    _add_general(parser.add_argument_group("as for inference/general.py"))
+    add_general(parser.add_argument_group("as for inference/general.py"))
     arguments = parser.parse_args(argv)
     if not arguments.subject and arguments.num_seen + arguments.num_unseen == 0:
         parser.error("--num_seen 0 --num_unseen 0 leaves nothing to judge: pass at least one of them")
@@ -277,7 +292,18 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def _add_general(group: argparse._ArgumentGroup) -> None:
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """What every one of these scripts can be told about how it makes and judges."""
+    parser.add_argument("--seed", type=at_least_zero, default=0, help="of prompts, phrasings and noise; 0")
+    parser.add_argument("--batch_size", type=at_least_one, default=20, help="videos made at a time; 20")
+    parser.add_argument("--device", type=torch.device, help="cpu or cuda; a GPU where there is one")
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="a picture of the first videos")
+    parser.add_argument("--sheet_videos", type=at_least_one, default=24, help="how many are on it; 24")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here")
+    parser.add_argument("--require", action="store_true", help="exit with 1 unless the model is good enough")
+
+
+def add_general(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--checkpoint", help="a NeMo checkpoint of the network; the one in the package")
     group.add_argument("--assets_dir", help="a folder with one folder per repository; the package's")
     group.add_argument("--num_steps", help="35")
@@ -297,19 +323,19 @@ def general_flags(arguments: argparse.Namespace) -> list[str]:
         "--negative_prompt": arguments.negative_prompt,
         "--num_video_frames": arguments.num_video_frames,
         "--backend": arguments.backend,
-        "--subject_name": arguments.subject_name if arguments.subject else None,
+        "--subject_name": arguments.subject_name if getattr(arguments, "subject", False) else None,
     }
     return [f"{flag}={value}" for flag, value in given.items() if value is not None]
 
 
-def _count(text: str) -> int:
+def at_least_zero(text: str) -> int:
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{number} must be 0 or more")
     return number
 
 
-def _positive(text: str) -> int:
+def at_least_one(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} must be 1 or more")
@@ -318,7 +344,11 @@ def _positive(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: a table, 1: --require is not met, 2: a flag or a checkpoint that cannot be."""
-    arguments = parse(argv)
+    asked = list(sys.argv[1:] if argv is None else argv)
+    model = asked[1] if asked[:1] == ["--model"] and len(asked) > 1 else ""
+    if model in SISTERS:
+        return int(importlib.import_module(SISTERS[model]).main(asked[2:]))
+    arguments = parse(asked)
     try:
         job = nano_job(general_flags(arguments), device=arguments.device)
     except PERSON_ERRORS as error:

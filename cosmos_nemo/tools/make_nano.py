@@ -29,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fraction", type=float, default=1.0, help="of the steps and clips, to try it out; 1 makes the files"
     )
     parser.add_argument(
+        "--shipped",
+        action="store_true",
+        help="begin with the package's tokenizer, text encoder and Text2World: make only what needs them",
+    )
+    parser.add_argument(
         "--subject_videos", action="store_true", help="write only the teal robot's clips and captions to DIR"
     )
 
@@ -56,13 +61,16 @@ def _serve(args: argparse.Namespace) -> int:
 
     from cosmos_nemo.catalog import CARDS
     from cosmos_nemo.parallel.groups import start_alone, stop
-    from cosmos_nemo.training.nano.make import RECIPE, Maker, fraction_of
+    from cosmos_nemo.training.nano.make import RECIPE, Maker, fraction_of, take_shipped
 
     name = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name, 0) if name == "cuda" else torch.device(name)
+    card = CARDS["Cosmos-Nano-Text2World"]
+    if args.shipped:
+        take_shipped(args.folder, card)
     maker = Maker(
         folder=args.folder,
-        card=CARDS["Cosmos-Nano-Text2World"],
+        card=card,
         recipe=fraction_of(RECIPE, args.fraction),
         groups=start_alone(device),
         device=device,

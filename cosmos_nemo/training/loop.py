@@ -13,6 +13,7 @@ from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
 from cosmos_nemo.parallel.groups import Groups
 from cosmos_nemo.training.average import Average
 from cosmos_nemo.training.data import Batch, Dataset, sample_index
+from cosmos_nemo.training.given import Given, choices_of
 from cosmos_nemo.training.objective import draw, edm_loss
 from cosmos_nemo.training.settings import TrainingError, TrainingSettings
 from cosmos_nemo.training.update.base import Update
@@ -91,13 +92,16 @@ class Training:
             log_sigma_std=settings.log_sigma_std,
             text_dropout=settings.text_dropout,
             device=self.device,
+            choices_KT=choices_of(self.card, self.dataset.latent_shape[1]),
         )
         x0 = batch.latent_BCTHW.to(self.device, torch.float32) * self.card.sigma_data
         text = batch.text_BLD.to(self.device) * chance.keeps_text_B[:, None, None]
-        network = self._network(text, batch)
+        network = self._network(text, batch, chance.given)
         return edm_loss(network, x0, chance, sigma_data=self.card.sigma_data).mean()
 
-    def _network(self, text_BLD: Tensor, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
+    def _network(
+        self, text_BLD: Tensor, batch: Batch, given: Given | None
+    ) -> Callable[[Tensor, Tensor], Tensor]:
         network = self.network
         positions = network.positions(self.dataset.latent_shape[1:], fps=batch.fps)
         keys_and_values = network.encode_text(text_BLD)
@@ -108,6 +112,7 @@ class Training:
                 modulation=network.modulate(c_noise_B),
                 text=keys_and_values,
                 positions=positions,
+                given_mask_B1THW=None if given is None else given.mask_B1THW,
                 recompute=self.settings.recompute == "full",
             )
 

@@ -11,7 +11,6 @@ import torch
 
 from cosmos_nemo.catalog import ModelCard
 from cosmos_nemo.checkpoint.load import load_into
-from cosmos_nemo.checkpoint.names import network_rules
 from cosmos_nemo.checkpoint.network import open_network
 from cosmos_nemo.models.common.backend import torch_backend
 from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
@@ -28,6 +27,7 @@ from cosmos_nemo.training.nemo_checkpoint import STATE, checkpoints, save
 from cosmos_nemo.training.settings import TrainingError, TrainingSettings
 from cosmos_nemo.training.state import read_data_identity, restore
 from cosmos_nemo.training.update.choose import make_update
+from cosmos_nemo.training.widened import starting_rules
 
 logger = logging.getLogger(__name__)
 _CHECKPOINTS = "checkpoints"
@@ -202,7 +202,7 @@ def _network(
         load_into(
             network,
             checkpoint=checkpoint,
-            rules=network_rules(run.card.network, checkpoint),
+            rules=starting_rules(run.card.network, checkpoint),
             tensor_parallel_rank=tp_rank,
             tensor_parallel_size=tp_size,
         )

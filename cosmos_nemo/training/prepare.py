@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from cosmos_nemo.catalog import ModelCard
+from cosmos_nemo.catalog import ModelCard, Task
 from cosmos_nemo.checkpoint.fingerprint import fingerprint
-from cosmos_nemo.request import RequestError, Text2WorldRequest, validate_request
+from cosmos_nemo.request import InterpolationRequest, RequestError, Text2WorldRequest, validate_request
 from cosmos_nemo.stages.text_encoder import TextEncoder
 from cosmos_nemo.stages.text_folder import check_text_folder, text_folder_identity
 from cosmos_nemo.stages.tokenizer import Tokenizer
@@ -109,7 +109,7 @@ class Preparation:
     def sample_bytes(self) -> int:
         """About what one sample takes on disk."""
         tokenizer, network = self.card.tokenizer, self.card.network
-        frames = (self.options.num_frames - 1) // tokenizer.temporal_compression + 1
+        frames = self.card.latent_frames(self.options.num_frames)
         area = self.options.height * self.options.width // tokenizer.spatial_compression**2
         values = tokenizer.latent_channels * frames * area + network.text_length * (network.text_dim + 1)
         return values * self.dtype.itemsize + _INFO_BYTES
@@ -209,7 +209,7 @@ def prepare(
     texts = _encode_captions(preparation, missing, text_encoder_dir)
     with tokenizer:
         for done, (sample, frames_THWC) in enumerate(_clips(missing, preparation), start=1):
-            latent_CTHW = _encode_clip(tokenizer, frames_THWC, sample).to(dtype)
+            latent_CTHW = _encode_clip(tokenizer, frames_THWC, sample, task=card.task).to(dtype)
             _write_sample(options, sample, latent_CTHW=latent_CTHW, text_LD=texts[sample.source.caption])
             if on_sample is not None:
                 on_sample(done, len(missing))
@@ -221,6 +221,9 @@ def _check_options(options: Options, card: ModelCard) -> None:
         raise RequestError(f"--num_chunks {options.num_chunks} must be at least 1.")
     if not 0 <= options.seed <= _MAX_SEED:
         raise RequestError(f"--seed {options.seed} must lie between 0 and {_MAX_SEED}.")
+    if card.task is Task.WORLD_INTERPOLATOR:
+        _check_pair_options(options, card)
+        return
     video, step = card.video, card.tokenizer.temporal_compression
     if not video.min_frames <= options.num_frames <= video.max_frames or options.num_frames % step != 1:
         raise RequestError(
@@ -229,6 +232,22 @@ def _check_options(options: Options, card: ModelCard) -> None:
         )
     sizes = Text2WorldRequest(
         prompt="any", height=options.height, width=options.width, num_frames=options.num_frames
+    )
+    validate_request(sizes, card)
+
+
+def _check_pair_options(options: Options, card: ModelCard) -> None:
+    if options.num_frames != card.video.num_frames:
+        raise RequestError(
+            f"--num_frames {options.num_frames} does not fit {card.name}: its clips have "
+            f"{card.video.num_frames} frames, of which it is told the first and the last. Leave it out."
+        )
+    sizes = InterpolationRequest(
+        prompt="any",
+        visual_input=options.dataset_dir,
+        height=options.height,
+        width=options.width,
+        num_frames=options.num_frames,
     )
     validate_request(sizes, card)
 
@@ -408,9 +427,22 @@ def _cropped(image_HWC: Tensor, *, height: int, width: int) -> Tensor:
     return image_HWC[top : top + kept_rows, left : left + kept_columns]
 
 
-def _encode_clip(tokenizer: Tokenizer, frames_THWC: Tensor, sample: Sample) -> Tensor:
+def encode_clips(tokenizer: Tokenizer, video_BCTHW: Tensor, *, task: Task) -> Tensor:
+    """Normalised latents, on the tokenizer's device, of clips -1..1 as a model for `task` learns them.
+
+    An interpolator's last frame is a latent frame of its own, that of an image (spec/predict1-diffusion.md,
+    5.3): ten frames become three.
+    """
+    if task is not Task.WORLD_INTERPOLATOR:
+        return tokenizer.encode(video_BCTHW)
+    before_BCTHW = tokenizer.encode(video_BCTHW[:, :, :-1], as_image=False)
+    last_BCTHW = tokenizer.encode(video_BCTHW[:, :, -1:], as_image=True)
+    return torch.cat([before_BCTHW, last_BCTHW], dim=2)
+
+
+def _encode_clip(tokenizer: Tokenizer, frames_THWC: Tensor, sample: Sample, *, task: Task) -> Tensor:
     video_BCTHW = rearrange(frames_THWC.to(tokenizer.device), "t h w c -> 1 c t h w").float() / 127.5 - 1
-    latent_CTHW = tokenizer.encode(video_BCTHW)[0].cpu()
+    latent_CTHW = encode_clips(tokenizer, video_BCTHW, task=task)[0].cpu()
     if not torch.isfinite(latent_CTHW).all():
         raise DataError(
             f"{sample.source.path}, frames from {sample.start}: the tokenizer made a NaN or an infinity. "

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cosmos_nemo.catalog import ModelCard
+from cosmos_nemo.catalog import ModelCard, Task
 from cosmos_nemo.training.data import Batch, DataError, check_indices
 
 LATENT, TEXT, MASK, INFO = "video_latent.pth", "t5_text_embeddings.pth", "t5_text_mask.pth", "info.json"
@@ -105,6 +105,30 @@ class PreparedFolder:
                 f"at most {most[0]} x {most[1]} x {most[2]}, rows and columns multiples of "
                 f"{network.patch_size}: prepare the videos again in another size."
             )
+        if network.takes_given_mask:
+            self._check_length(card, latent)
+
+    def _check_length(self, card: ModelCard, latent: Path) -> None:
+        """DataError unless the samples are as long as a network needs them that is told some frames."""
+        found, num_frames = self.latent_shape[1], self._num_frames()
+        if card.task is not Task.WORLD_INTERPOLATOR:
+            if found < 2:
+                raise DataError(
+                    f"{latent} has one frame, but {card.name} learns what follows its first: prepare videos "
+                    "of 9 frames or more."
+                )
+            return
+        wanted = card.latent_frames(card.video.num_frames)
+        if found != wanted or num_frames not in (None, card.video.num_frames):
+            raise DataError(
+                f"{latent} has {found} latent frames of {num_frames or 'some'} video frames, but {card.name} "
+                f"learns from {wanted} of {card.video.num_frames}: prepare videos with --model {card.name}."
+            )
+
+    def _num_frames(self) -> int | None:
+        """Video frames of the first sample, if it says so; its info.json was read before."""
+        info = json.loads(sample_path(self.folder, self.names[0], INFO).read_text(encoding="utf-8"))
+        return info.get("num_frames") if isinstance(info, dict) else None
 
     def _sample(self, index: int) -> tuple[Tensor, Tensor]:
         if index in self._cache:

@@ -1,4 +1,6 @@
-"""The nano models from nothing: tokenizer, text encoder, Text2World, and Text2World that learnt a subject.
+"""The nano models from nothing: tokenizer, text encoder, Text2World, what begins with its weights.
+
+That is Text2World that learnt a subject, Video2World and the WorldInterpolator.
 
 Everything goes into one work folder, a part at a time, and a part that is finished there is not made again:
 a run that was stopped goes on with the same call. The parts are made by the code that serves any model
@@ -18,17 +20,17 @@ from typing import Any
 
 import numpy
 import torch
-from torch import Tensor
 
-from cosmos_nemo.catalog import ModelCard
-from cosmos_nemo.checkpoint.locate import text_encoder_of, tokenizer_of, weights_of
+from cosmos_nemo.catalog import ModelCard, find_card
+from cosmos_nemo.checkpoint.locate import EMBEDDED, text_encoder_of, tokenizer_of, weights_of
 from cosmos_nemo.parallel.groups import Groups
-from cosmos_nemo.request import DEFAULT_NEGATIVE_PROMPT, RequestError
+from cosmos_nemo.request import RequestError
 from cosmos_nemo.stages.text_encoder import TextEncoder
 from cosmos_nemo.stages.tokenizer import Tokenizer
 from cosmos_nemo.training.data import Dataset, InMemory
 from cosmos_nemo.training.loop import StepReport
-from cosmos_nemo.training.nano.captions import PHRASINGS, SUBJECT_PREFIX, caption, subject_caption
+from cosmos_nemo.training.nano.captions import SUBJECT_PREFIX, subject_caption
+from cosmos_nemo.training.nano.clips import Clips, encoded
 from cosmos_nemo.training.nano.text_encoder import (
     measure_accuracy,
     train_text_encoder,
@@ -37,7 +39,6 @@ from cosmos_nemo.training.nano.text_encoder import (
 )
 from cosmos_nemo.training.nano.video_tokenizer import (
     measure_psnr,
-    to_video,
     train_video_tokenizer,
     write_video_tokenizer,
 )
@@ -46,7 +47,6 @@ from cosmos_nemo.training.nano.world import (
     GROUNDS,
     HELD_OUT,
     MOTIONS,
-    TRAINED,
     draw_clips,
     draw_subject_clips,
 )
@@ -59,13 +59,16 @@ from cosmos_nemo.training.settings import TrainingSettings
 logger = logging.getLogger(__name__)
 
 ASSETS, SUBJECT, LOG = "assets", "teal_robot", "log.json"
-_CLIPS, _VIDEOS, _SAMPLES, _TOKENIZER_STATE = "clips.pt", "videos", "samples", "tokenizer_state.pt"
+_CLIPS, _PAIRS = "clips.pt", "pairs.pt"
+_VIDEOS, _SAMPLES, _TOKENIZER_STATE = "videos", "samples", "tokenizer_state.pt"
 _RECIPE_FILE = "recipe.txt"
-_AT_ONCE = 64
+VIDEO2WORLD, INTERPOLATOR = "Cosmos-Nano-Video2World", "Cosmos-Nano-WorldInterpolator"
 _JUDGED_CLIPS = 32
 _NEGATIVE_SHARE = 0.1
 """Of the clips, whose text is the default negative prompt: guided away from it, a video is guided away from
 the average video, as it is with the released models, which read of ugly videos in their training."""
+_NEGATIVE_SHARE_OF_PAIRS = 0.5
+"""The interpolator's guidance of -1 leaves only the negative prompt to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +82,28 @@ class Recipe:
     statistics_clips: int
     """Clips whose latents' mean and deviation the tokenizer is given."""
     num_clips: int
-    """Clips that the network is trained on."""
+    """Clips that a network is trained on."""
     base: TrainingSettings
     subject: TrainingSettings
+    video2world: TrainingSettings
+    interpolator: TrainingSettings
     save_every: int
 
 
+_BASE = TrainingSettings(
+    num_steps=10000,
+    global_batch_size=256,
+    micro_batch_size=256,
+    learning_rate=1e-3,
+    warmup_steps=500,
+    weight_decay=0.01,
+    adam_betas=(0.9, 0.99),
+    text_dropout=0.1,
+    log_sigma_mean=0.7,
+    log_sigma_std=1.5,
+    average_decay=0.9995,
+    recompute="off",
+)
 RECIPE = Recipe(
     tokenizer_steps=6000,
     tokenizer_batch=16,
@@ -92,20 +111,7 @@ RECIPE = Recipe(
     text_batch=64,
     statistics_clips=1024,
     num_clips=32768,
-    base=TrainingSettings(
-        num_steps=10000,
-        global_batch_size=256,
-        micro_batch_size=256,
-        learning_rate=1e-3,
-        warmup_steps=500,
-        weight_decay=0.01,
-        adam_betas=(0.9, 0.99),
-        text_dropout=0.1,
-        log_sigma_mean=0.7,
-        log_sigma_std=1.5,
-        average_decay=0.9995,
-        recompute="off",
-    ),
+    base=_BASE,
     subject=TrainingSettings(
         num_steps=600,
         global_batch_size=36,
@@ -118,6 +124,8 @@ RECIPE = Recipe(
         average_decay=0.99,
         recompute="off",
     ),
+    video2world=replace(_BASE, num_steps=5000, learning_rate=5e-4, warmup_steps=250),
+    interpolator=replace(_BASE, num_steps=7000, learning_rate=5e-4, warmup_steps=250, text_dropout=0.25),
     save_every=2500,
 )
 """The shipped files: minutes on one H200."""
@@ -145,6 +153,8 @@ def fraction_of(recipe: Recipe, fraction: float) -> Recipe:
         num_clips=part(recipe.num_clips),
         base=shorter(recipe.base),
         subject=shorter(recipe.subject),
+        video2world=shorter(recipe.video2world),
+        interpolator=shorter(recipe.interpolator),
         save_every=recipe.save_every,
     )
 
@@ -177,30 +187,39 @@ class Maker:
 
     @property
     def weights_dir(self) -> Path:
-        files = weights_of(self.card)
+        return self.weights_dir_of(self.card)
+
+    def weights_dir_of(self, card: ModelCard) -> Path:
+        files = weights_of(card)
         return self.folder / ASSETS / files.assets_name / files.subfolder
 
     def make(self) -> bool:
         """Makes what is missing; False if the deadline came first."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        parts = (
-            (self.tokenizer_dir, self._make_tokenizer),
-            (self.text_encoder_dir, self._make_text_encoder),
-            (self.weights_dir, self._make_base),
-            (self.folder / SUBJECT, self._make_subject),
-        )
         self._check_recipe()
-        for path, work in parts:
+        for name, path, work in self._parts():
             if path.exists():
                 continue
             if time.monotonic() > self.deadline:
                 return False
             started = time.monotonic()
             facts = work(path)
-            self._note(path.name, {"seconds": round(time.monotonic() - started, 1), **facts})
+            self._note(name, {"seconds": round(time.monotonic() - started, 1), **facts})
             if not path.exists():
                 return False
         return True
+
+    def _parts(self) -> list[tuple[str, Path, Callable[[Path], dict[str, Any]]]]:
+        """Name, place and maker of each, in the order in which they need each other."""
+        video2world, interpolator = find_card(VIDEO2WORLD), find_card(INTERPOLATOR)
+        return [
+            (self.tokenizer_dir.name, self.tokenizer_dir, self._make_tokenizer),
+            (self.text_encoder_dir.name, self.text_encoder_dir, self._make_text_encoder),
+            (self.card.name, self.weights_dir, self._make_base),
+            (SUBJECT, self.folder / SUBJECT, self._make_subject),
+            (VIDEO2WORLD, self.weights_dir_of(video2world), self._make_video2world),
+            (INTERPOLATOR, self.weights_dir_of(interpolator), self._make_interpolator),
+        ]
 
     def _check_recipe(self) -> None:
         """RequestError if the folder holds parts that were made otherwise."""
@@ -244,8 +263,25 @@ class Maker:
         return {f"accuracy_of_unseen_{name}": round(value, 4) for name, value in accuracy.items()}
 
     def _make_base(self, path: Path) -> dict[str, Any]:
-        ended = self._train("text2world", self._clips(), start=None, settings=self.recipe.base)
+        data = self._clips(_CLIPS, self.card, negative_share=_NEGATIVE_SHARE)
+        ended = self._train("text2world", data, card=self.card, start=None, settings=self.recipe.base)
         return self._take_weights(ended, path)
+
+    def _make_video2world(self, path: Path) -> dict[str, Any]:
+        card = find_card(VIDEO2WORLD)
+        data = self._clips(_CLIPS, card, negative_share=_NEGATIVE_SHARE)
+        start, settings = self.weights_dir, self.recipe.video2world
+        return self._take_weights(
+            self._train("video2world", data, card=card, start=start, settings=settings), path
+        )
+
+    def _make_interpolator(self, path: Path) -> dict[str, Any]:
+        card = find_card(INTERPOLATOR)
+        data = self._clips(_PAIRS, card, negative_share=_NEGATIVE_SHARE_OF_PAIRS)
+        start, settings = self.weights_dir, self.recipe.interpolator
+        return self._take_weights(
+            self._train("interpolator", data, card=card, start=start, settings=settings), path
+        )
 
     def _make_subject(self, path: Path) -> dict[str, Any]:
         """What a person does for a subject of their own: videos and captions, prepare-data, post-train."""
@@ -266,12 +302,15 @@ class Maker:
             text_encoder_dir=self.text_encoder_dir,
         )
         data = PreparedFolder(work / _SAMPLES, cache_bytes=2**30)
-        ended = self._train(SUBJECT, data, start=self.weights_dir, settings=self.recipe.subject)
+        settings = self.recipe.subject
+        ended = self._train(SUBJECT, data, card=self.card, start=self.weights_dir, settings=settings)
         return self._take_weights(ended, path)
 
-    def _train(self, name: str, data: Dataset, *, start: Path | None, settings: TrainingSettings) -> Ended:
+    def _train(
+        self, name: str, data: Dataset, *, card: ModelCard, start: Path | None, settings: TrainingSettings
+    ) -> Ended:
         run = Run(
-            card=self.card,
+            card=card,
             settings=settings,
             start=start,
             log_dir=self.folder / f"{name}_log",
@@ -297,39 +336,26 @@ class Maker:
                     shutil.copytree(ended.checkpoint / name, partial / name)
         return {"steps": ended.step}
 
-    def _clips(self) -> InMemory:
-        path = self.folder / _CLIPS
+    def _clips(self, name: str, card: ModelCard, *, negative_share: float) -> InMemory:
+        """Clips of the trained scenes, encoded once for all that learns from them."""
+        path = self.folder / name
         if not path.is_file():
             started = time.monotonic()
+            clips = Clips(
+                count=self.recipe.num_clips, task=card.task, negative_share=negative_share, seed=self.seed
+            )
+            made = encoded(
+                clips,
+                tokenizer=self._tokenizer(),
+                text_encoder=self._text_encoder(self.text_encoder_dir),
+                device=self.device,
+                dtype=self.dtype,
+            )
             partial = path.with_name(f".{path.name}.partial")
-            torch.save(self._encode_clips(), partial)
+            torch.save(made, partial)
             partial.replace(path)
-            self._note(_CLIPS, {"seconds": round(time.monotonic() - started, 1)})
+            self._note(name, {"seconds": round(time.monotonic() - started, 1)})
         return InMemory(**torch.load(path, map_location=self.device, weights_only=True), fps=float(FPS))
-
-    def _encode_clips(self) -> dict[str, Tensor]:
-        """Clips of the trained scenes in equal shares, as InMemory has them."""
-        dice = numpy.random.RandomState(self.seed)
-        count, texts, latents, text_of = self.recipe.num_clips, _Texts(), [], []
-        scenes = [TRAINED[i % len(TRAINED)] for i in range(count)]
-        with self._tokenizer() as tokenizer:
-            for start in range(0, count, _AT_ONCE):
-                some = scenes[start : start + _AT_ONCE]
-                clips = draw_clips(some, seed=self.seed * 1_000_003 + start, device=self.device)
-                latents.append(tokenizer.encode(to_video(clips).to(self.dtype)).to(self.dtype))
-                for scene in some:
-                    phrasing = PHRASINGS[dice.randint(len(PHRASINGS))]
-                    is_negative = dice.random_sample() < _NEGATIVE_SHARE
-                    text_of.append(
-                        texts.number(DEFAULT_NEGATIVE_PROMPT if is_negative else caption(scene, phrasing))
-                    )
-        with self._text_encoder(self.text_encoder_dir) as encode:
-            embedded = torch.cat([encode([text]).to(self.dtype) for text in texts.all])
-        return {
-            "latents_NCTHW": torch.cat(latents),
-            "texts_MLD": embedded,
-            "text_of_N": torch.tensor(text_of, device=self.device),
-        }
 
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer(
@@ -369,6 +395,18 @@ def _complete(folder: Path) -> Iterator[Path]:
     partial.rename(folder)
 
 
+def take_shipped(folder: Path, card: ModelCard) -> None:
+    """Copies the package's tokenizer, text encoder and network of `card` to where a making would put them.
+
+    What is there is left alone.
+    """
+    for files in (tokenizer_of(card), text_encoder_of(card), weights_of(card)):
+        target = folder / ASSETS / files.assets_name
+        if not target.exists():
+            with _complete(target) as partial:
+                shutil.copytree(EMBEDDED / files.assets_name, partial, dirs_exist_ok=True)
+
+
 def write_subject_videos(folder: Path, *, seed: int) -> None:
     """Eighteen clips of the teal robot, each as NAME.npy uint8 [T, H, W, 3] with its caption as NAME.txt.
 
@@ -384,20 +422,6 @@ def write_subject_videos(folder: Path, *, seed: int) -> None:
         for number, ((motion, ground), clip) in enumerate(zip(pairs, clips, strict=True)):
             numpy.save(partial / f"{number:02d}.npy", clip.numpy())
             (partial / f"{number:02d}.txt").write_text(SUBJECT_PREFIX + subject_caption(motion, ground))
-
-
-class _Texts:
-    """Texts in the order they were first met."""
-
-    def __init__(self) -> None:
-        self.all: list[str] = []
-        self._numbers: dict[str, int] = {}
-
-    def number(self, text: str) -> int:
-        if text not in self._numbers:
-            self._numbers[text] = len(self.all)
-            self.all.append(text)
-        return self._numbers[text]
 
 
 def _device_name(device: torch.device) -> str:

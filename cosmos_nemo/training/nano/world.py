@@ -86,16 +86,20 @@ HELD_OUT = _held_out()
 TRAINED = tuple(scene for scene in ALL_SCENES if scene not in HELD_OUT)
 
 
-def draw_clips(scenes: Sequence[Scene], *, seed: int, device: torch.device) -> Tensor:
+def draw_clips(
+    scenes: Sequence[Scene], *, seed: int, device: torch.device, times_BT: Tensor | None = None
+) -> Tensor:
     """One clip for each scene, uint8 0..255 [B, T=33, H=128, W=128, C=3] on `device`.
 
     Sizes, positions, speeds and shades come from the seed, drawn on the CPU: the same on every device but
-    for rounding of single pixels. 256 clips take 3 GiB while they are drawn.
+    for rounding of single pixels. 256 clips take 3 GiB while they are drawn. times_BT, on the CPU: when the
+    frames are taken, from 0 at the clip's beginning to 1 at its end, instead of 33 times at even distances.
     """
     dice = torch.Generator().manual_seed(seed)
     radius_B = _uniform(len(scenes), _RADIUS, dice=dice)
     half_B2 = radius_B[:, None] * torch.tensor([_EXTENT[scene.shape] for scene in scenes])
-    centre_BT2 = _paths([scene.motion for scene in scenes], half_B2=half_B2, dice=dice)
+    times_BT = _evenly() if times_BT is None else times_BT
+    centre_BT2 = _paths([scene.motion for scene in scenes], half_B2=half_B2, times_BT=times_BT, dice=dice)
     colour_BC = _shades([COLOUR_RGB[scene.colour] for scene in scenes], dice=dice)
     ground_BC = _shades([GROUND_RGB[scene.ground] for scene in scenes], dice=dice)
     outside_BTHW = _outside_of([scene.shape for scene in scenes], centre_BT2.to(device), radius_B.to(device))
@@ -110,7 +114,7 @@ def draw_subject_clips(motions: Sequence[tuple[str, str]], *, seed: int, device:
     dice = torch.Generator().manual_seed(seed)
     radius_B = _uniform(len(motions), _ROBOT_RADIUS, dice=dice)
     half_B2 = radius_B[:, None] * torch.tensor(_ROBOT_EXTENT)
-    centre_BT2 = _paths([motion for motion, _ in motions], half_B2=half_B2, dice=dice)
+    centre_BT2 = _paths([motion for motion, _ in motions], half_B2=half_B2, times_BT=_evenly(), dice=dice)
     teal_BC, amber_BC = (_shades([rgb] * len(motions), dice=dice) for rgb in SUBJECT_RGB)
     ground_BC = _shades([GROUND_RGB[ground] for _, ground in motions], dice=dice)
     x_BT1W, y_BTH1 = _around(centre_BT2.to(device))
@@ -130,29 +134,33 @@ def _shades(colours: Sequence[RGB], *, dice: torch.Generator) -> Tensor:
     return (exact_BC + _JITTER * (2 * torch.rand(exact_BC.shape, generator=dice) - 1)).clamp(0, 255)
 
 
-def _paths(motions: Sequence[str], *, half_B2: Tensor, dice: torch.Generator) -> Tensor:
+def _evenly() -> Tensor:
+    """The times of a whole clip's frames, [1, T=33]."""
+    return torch.linspace(0, 1, NUM_FRAMES)[None]
+
+
+def _paths(motions: Sequence[str], *, half_B2: Tensor, times_BT: Tensor, dice: torch.Generator) -> Tensor:
     """Centres [B, T, 2] of boxes of half sizes `half_B2` that never leave the frame."""
-    offset_BT2 = _offsets(motions, half_B2=half_B2, dice=dice)
+    offset_BT2 = _offsets(motions, half_B2=half_B2, times_BT=times_BT, dice=dice)
     low_B2 = _MARGIN + half_B2 - offset_BT2.amin(1)
     high_B2 = FRAME_SIZE - _MARGIN - half_B2 - offset_BT2.amax(1)
     start_B2 = low_B2 + (high_B2 - low_B2) * torch.rand(low_B2.shape, generator=dice)
     return start_B2[:, None] + offset_BT2
 
 
-def _offsets(motions: Sequence[str], *, half_B2: Tensor, dice: torch.Generator) -> Tensor:
+def _offsets(motions: Sequence[str], *, half_B2: Tensor, times_BT: Tensor, dice: torch.Generator) -> Tensor:
     """How far the centres are from a start, [B, T, 2]: a straight line, or parabolas over a floor."""
     count = len(motions)
-    time_T = torch.linspace(0, 1, NUM_FRAMES)
     room_B = FRAME_SIZE - 2 * _MARGIN - 2 * half_B2.amax(1)
     travel_B = torch.minimum(_uniform(count, _TRAVEL, dice=dice), room_B)
     direction_B2 = torch.tensor([_DIRECTION[motion] for motion in motions])
-    straight_BT2 = (travel_B[:, None] * direction_B2)[:, None] * time_T[:, None]
+    straight_BT2 = (travel_B[:, None] * direction_B2)[:, None] * times_BT[..., None]
     phase_BT = (
-        torch.rand(count, 1, generator=dice) + _uniform(count, _NUM_BOUNCES, dice=dice)[:, None] * time_T
+        torch.rand(count, 1, generator=dice) + _uniform(count, _NUM_BOUNCES, dice=dice)[:, None] * times_BT
     )
     phase_BT = phase_BT.frac()
     height_BT = _uniform(count, _BOUNCE_HEIGHT, dice=dice)[:, None] * 4 * phase_BT * (1 - phase_BT)
-    drift_BT = _uniform(count, _DRIFT, dice=dice)[:, None] * time_T
+    drift_BT = _uniform(count, _DRIFT, dice=dice)[:, None] * times_BT
     bounces_B11 = torch.tensor([motion == "bounces" for motion in motions])[:, None, None]
     return torch.where(bounces_B11, torch.stack((drift_BT, -height_BT), dim=-1), straight_BT2)
 
@@ -168,7 +176,7 @@ def _outside_of(shapes: Sequence[str], centre_BT2: Tensor, radius_B: Tensor) -> 
     """How many pixels each pixel lies outside its clip's object, [B, T, H, W]; negative inside."""
     x_BT1W, y_BTH1 = _around(centre_BT2)
     radius_B111 = radius_B[:, None, None, None]
-    outside_BTHW = x_BT1W.new_empty(len(shapes), NUM_FRAMES, FRAME_SIZE, FRAME_SIZE)
+    outside_BTHW = x_BT1W.new_empty(len(shapes), centre_BT2.shape[1], FRAME_SIZE, FRAME_SIZE)
     for shape, outside in _OUTSIDE.items():
         rows = torch.tensor([row for row, name in enumerate(shapes) if name == shape], dtype=torch.long)
         rows = rows.to(outside_BTHW.device)

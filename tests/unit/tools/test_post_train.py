@@ -30,16 +30,17 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_samples(tmp_path_factory.mktemp("samples"))
 
 
-def write_samples(folder: Path) -> Path:
+def write_samples(folder: Path, *, latent_frames: int = 2, num_frames: int = 9) -> Path:
     """Three clips of 9 frames of 32 x 48 as prepare-data writes them."""
     generator = torch.Generator().manual_seed(0)
     shape = NANO.network
     for name in range(3):
-        torch.save(torch.randn(16, 2, 4, 6, generator=generator), folder / f"{name}.video_latent.pth")
+        latent = torch.randn(16, latent_frames, 4, 6, generator=generator)
+        torch.save(latent, folder / f"{name}.video_latent.pth")
         text_LD = torch.randn(shape.text_length, shape.text_dim, generator=generator)
         torch.save(text_LD, folder / f"{name}.t5_text_embeddings.pth")
         torch.save(torch.ones(shape.text_length), folder / f"{name}.t5_text_mask.pth")
-        info = {"height": 32, "width": 48, "fps": 24, "num_frames": 9}
+        info = {"height": 32, "width": 48, "fps": 24, "num_frames": num_frames}
         (folder / f"{name}.info.json").write_text(json.dumps(info))
     return folder
 
@@ -278,3 +279,40 @@ def test_a_stopped_run_without_a_state_does_not_promise_to_go_on(
     printed = capsys.readouterr().out
     assert "stopped after step 1" in printed
     assert "--resume goes on" not in printed
+
+
+def test_a_video2world_begins_with_the_weights_of_a_text2world(
+    command: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_start(tmp_path / "start", NANO)
+    card = find_card("Cosmos-Nano-Video2World")
+    assert command("--nemo_checkpoint", str(tmp_path / "start"), model=card.name) == 0
+    assert "of a network that is told no frames" in caplog.text
+    path = checkpoint_in(tmp_path)
+    assert json.loads((path / "context" / "training.json").read_text())["model"] == card.name
+    before, after = weights_in(tmp_path / "start", NANO), weights_in(path, card)
+    name = "x_embedder.proj.1.weight"
+    assert after[name].shape == (256, 72) and after[name][:, 64:68].abs().max() > 0
+    assert float((after[name][:, :64] - before[name][:, :64]).abs().max()) < 1e-4
+
+
+def test_a_text2world_does_not_begin_with_the_weights_of_a_video2world(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_start(tmp_path / "start", find_card("Cosmos-Nano-Video2World"))
+    assert command("--nemo_checkpoint", str(tmp_path / "start")) == 2
+    assert "pass --model Cosmos-Nano-Video2World" in capsys.readouterr().err
+
+
+def test_an_interpolator_is_trained_on_samples_that_were_prepared_for_it_alone(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = "Cosmos-Nano-WorldInterpolator"
+    assert command("--from_scratch", model=model) == 2
+    assert f"prepare videos with --model {model}" in capsys.readouterr().err
+    assert not (tmp_path / "log").exists()
+    (tmp_path / "pairs").mkdir()
+    pairs = write_samples(tmp_path / "pairs", latent_frames=3, num_frames=10)
+    assert command("--from_scratch", data=pairs, model=model) == 0
+    assert "latent 16 x 3 x 4 x 6" in capsys.readouterr().out
+    assert checkpoint_in(tmp_path).name == "epoch=0-step=2"

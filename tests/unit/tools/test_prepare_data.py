@@ -145,3 +145,15 @@ def test_help_lists_the_published_flags() -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     for flag in ("dataset_path", "output_path", "prompt", "num_chunks", "height", "width", "tokenizer_dir"):
         assert f"--{flag}" in done.stdout
+
+
+def test_an_interpolators_clips_have_its_own_length_without_a_flag(
+    assets: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = "Cosmos-Nano-WorldInterpolator"
+    more = ("--prompt", "x", "--num_chunks", "1", "--device", "cpu")
+    assert run(assets, videos, tmp_path / "out", *more, model=model) == 0
+    assert "2 samples of 10 frames of 128 x 128" in capsys.readouterr().out
+    data = PreparedFolder(tmp_path / "out")
+    data.check(find_card(model))
+    assert data.latent_shape == (16, 3, 16, 16)

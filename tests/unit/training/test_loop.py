@@ -2,18 +2,21 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from cosmos_nemo.catalog import CARDS
 from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
 from cosmos_nemo.training.data import sample_index
+from cosmos_nemo.training.given import choices_of
 from cosmos_nemo.training.loop import LossError
 from cosmos_nemo.training.objective import draw
 from cosmos_nemo.training.settings import TrainingSettings
 from tests.fakes import CPU, tiny_network
-from tests.parallel.train_worker import LATENT_CTHW, alone, data
+from tests.parallel.train_worker import CARD, LATENT_CTHW, alone, data
 
 
 @torch.no_grad()
@@ -197,3 +200,49 @@ def test_the_text_is_read_unless_it_is_left_out() -> None:
         run.dataset = replace(data(), texts_MLD=data().texts_MLD * scale)
         losses.append([r.loss for r in run.steps()])
     assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "ways"),
+    [("Cosmos-Nano-Video2World", {(0,), (0, 1)}), ("Cosmos-Nano-WorldInterpolator", {(0, 2)})],
+)
+def test_the_network_is_shown_the_given_frames_and_their_mask(name: str, ways: set[tuple[int, ...]]) -> None:
+    card = CARDS[name]
+    run = alone(replace(CARD.network, takes_given_mask=True), num_steps=1, global_batch_size=8)
+    run.card = replace(card, network=run.network.shape)
+    run.settings = replace(run.settings, micro_batch_size=8)
+    seen: list[tuple[Tensor, Tensor]] = []
+    forward = run.network.forward
+
+    def watched(x_BCTHW: Tensor, **options: Any) -> Tensor:
+        seen.append((x_BCTHW.detach(), options["given_mask_B1THW"]))
+        return forward(x_BCTHW, **options)
+
+    run.network.forward = watched  # type: ignore[method-assign]
+    [report] = run.steps()
+    [(x_BCTHW, mask_B1THW)] = seen
+    choices_KT = choices_of(run.card, LATENT_CTHW[1])
+    chance = draw(
+        range(8),
+        LATENT_CTHW,
+        seed=run.settings.seed,
+        log_sigma_mean=0.0,
+        log_sigma_std=1.0,
+        text_dropout=0.2,
+        device=CPU,
+        choices_KT=choices_KT,
+    )
+    assert chance.given is not None
+    found = set()
+    for k in range(8):
+        index = sample_index(6, seed=run.settings.seed, position=k)
+        x0, a = data().latents_NCTHW[index] * 0.5, float(chance.given.sigma_B[k])
+        places = chance.given.is_given_BT[k].nonzero().flatten().tolist()
+        shown = (x0 + a * chance.given.noise_BCTHW[k]) / math.sqrt(a * a + 0.25)
+        torch.testing.assert_close(x_BCTHW[k][:, places], shown[:, places], rtol=1e-4, atol=1e-5)
+        expected = torch.zeros(LATENT_CTHW[1])
+        expected[places] = 1
+        assert torch.equal(mask_B1THW[k, 0, :, 2, 3], expected)
+        found.add(tuple(places))
+    assert found == ways
+    assert report.loss > 0

@@ -5,15 +5,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from cosmos_nemo.training.given import Given
 from cosmos_nemo.training.objective import Draw, draw, edm_loss
 
 SHAPE = (2, 3, 4, 5)
 CPU = torch.device("cpu")
 
 
-def drawn(positions: object, **other: float) -> Draw:
+def drawn(positions: object, **other: object) -> Draw:
     options = {"seed": 3, "log_sigma_mean": 0.0, "log_sigma_std": 1.0, "text_dropout": 0.2} | other
-    return draw(list(positions), SHAPE, device=CPU, **options)  # type: ignore[call-overload]
+    return draw(list(positions), SHAPE, device=CPU, **options)  # type: ignore[call-overload, arg-type]
 
 
 def test_the_loss_is_the_weighted_error_of_the_estimate_written_out() -> None:
@@ -113,3 +114,62 @@ def test_the_text_is_left_out_of_the_share_asked_for(share: float) -> None:
     both = torch.stack([chance.sigma_B.log(), chance.keeps_text_B.float()])
     if share:
         assert abs(float(torch.corrcoef(both)[0, 1])) < 0.06
+
+
+CHOICES = torch.tensor([[True, False, False], [True, True, False]])
+
+
+def test_given_frames_are_shown_in_their_own_scaling_and_do_not_count() -> None:
+    """spec/predict1-diffusion.md 5.2: the network sees c_in(a) (z + a eps) there, whatever sigma is."""
+    generator = numpy.random.RandomState(1)
+    x0, noise, eps = generator.standard_normal((3, 2, *SHAPE))
+    sigma, level, is_given = [0.3, 20.0], [0.001, 0.4], [[True, False, False], [True, True, False]]
+    expected, seen = [], []
+    for k in range(2):
+        s, a = sigma[k], level[k]
+        noisy = x0[k] + s * noise[k]
+        scaled = noisy / math.sqrt(s * s + 0.25)
+        own = (x0[k] + a * eps[k]) / math.sqrt(a * a + 0.25)
+        for frame, given in enumerate(is_given[k]):
+            if given:
+                scaled[:, frame] = own[:, frame]
+        raw = numpy.tanh(scaled)
+        estimate = 0.25 / (s * s + 0.25) * noisy + s * 0.5 / math.sqrt(s * s + 0.25) * raw
+        error = (s * s + 0.25) / (0.5 * s) ** 2 * (x0[k] - estimate) ** 2
+        expected.append(error[:, [frame for frame in range(3) if not is_given[k][frame]]].mean())
+        seen.append(scaled)
+
+    def network(x_BCTHW: Tensor, _: Tensor) -> Tensor:
+        numpy.testing.assert_allclose(x_BCTHW.numpy(), numpy.stack(seen), rtol=2e-5, atol=1e-6)
+        return x_BCTHW.tanh()
+
+    given = Given(torch.tensor(is_given), torch.tensor(level), torch.tensor(eps).float())
+    keeps = torch.ones(2, dtype=torch.bool)
+    chance = Draw(torch.tensor(sigma), torch.tensor(noise).float(), keeps, given)
+    loss = edm_loss(network, torch.tensor(x0).float(), chance, sigma_data=0.5)
+    numpy.testing.assert_allclose(loss.numpy(), expected, rtol=2e-4)
+
+
+def test_what_is_answered_for_given_frames_has_no_gradient_and_what_is_made_has() -> None:
+    chance = drawn(range(8), choices_KT=CHOICES)
+    assert chance.given is not None and 0 < chance.given.is_given_BT[:, 1].sum() < 8
+    answer = torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+    x0 = torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(1))
+    edm_loss(lambda x, _: answer, x0, chance, sigma_data=0.5).sum().backward()
+    assert answer.grad is not None
+    is_touched_BT = (answer.grad != 0).all(dim=4).all(dim=3).all(dim=1)
+    assert torch.equal(is_touched_BT, ~chance.given.is_given_BT)
+    assert (answer.grad[chance.given.is_given_BT[:, None, :].expand(8, 2, 3)] == 0).all()
+
+
+def test_what_is_given_depends_on_the_position_alone_and_differs_from_the_samples_noise() -> None:
+    whole = drawn(range(6), choices_KT=CHOICES)
+    part = drawn([4, 1], choices_KT=CHOICES)
+    assert whole.given is not None and part.given is not None
+    assert torch.equal(part.sigma_B, whole.sigma_B[[4, 1]])
+    for name in ("is_given_BT", "sigma_B", "noise_BCTHW"):
+        assert torch.equal(getattr(part.given, name), getattr(whole.given, name)[[4, 1]])
+    assert len(whole.given.sigma_B.unique()) == 6
+    both = torch.stack([whole.given.noise_BCTHW.flatten(), whole.noise_BCTHW.flatten()])
+    assert abs(float(torch.corrcoef(both)[0, 1])) < 0.2
+    assert drawn(range(6)).given is None

@@ -20,6 +20,7 @@ from cosmos_nemo.training.prepare import Options, Preparation, check_output, fit
 from cosmos_nemo.training.prepared_folder import PreparedFolder
 
 NANO, CPU = find_card("Cosmos-Nano-Text2World"), torch.device("cpu")
+INTERPOLATOR = find_card("Cosmos-Nano-WorldInterpolator")
 
 
 @pytest.fixture(scope="module")
@@ -318,3 +319,53 @@ def test_a_frame_is_stretched_or_cropped_around_its_centre(height: int, width: i
     assert stretched[:, 0].max() < 20 and stretched[:, width // 2].min() > 180
     is_cropped_to_the_middle = width / height <= 1
     assert bool(cropped.min() > 180) == is_cropped_to_the_middle
+
+
+def test_an_interpolators_sample_ends_with_an_image_of_its_own(
+    options: Options, encoders: dict[str, Path]
+) -> None:
+    """Nine frames as the beginning of a video, the tenth as an image: spec/predict1-diffusion.md 5.3."""
+    options = replace(options, num_frames=10, num_chunks=2)
+    preparation = plan(options, INTERPOLATOR)
+    assert [len(source.starts) for source in preparation.sources] == [2]
+    assert prepare(preparation, **encoders) == 2
+    data = PreparedFolder(options.output_dir)
+    data.check(INTERPOLATOR)
+    assert data.latent_shape == (16, 3, 4, 6)
+    written = sum(path.stat().st_size for path in options.output_dir.glob("0.*"))
+    assert preparation.sample_bytes == pytest.approx(written, rel=0.2)
+    tokenizer = Tokenizer(shape=NANO.tokenizer, folder=encoders["tokenizer_dir"], device=CPU)
+    with tokenizer:
+        [sample, _] = preparation.samples
+        frames = numpy.load(sample.source.path)[sample.start : sample.start + 10]
+        video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        latent = data.batch([0]).latent_BCTHW
+        torch.testing.assert_close(latent[:, :, :2], tokenizer.encode(video[:, :, :9]), rtol=0, atol=1e-5)
+        last = video[:, :, 9:]
+        image, beginning = (tokenizer.encode(last, as_image=as_image) for as_image in (True, False))
+    torch.testing.assert_close(latent[:, :, 2:], image, rtol=0, atol=1e-5)
+    assert (image - beginning).abs().max() > 1e-3
+
+
+def test_a_video2worlds_samples_are_those_of_a_text2world(
+    options: Options, encoders: dict[str, Path]
+) -> None:
+    one = replace(options, output_dir=options.output_dir / "one")
+    prepare(plan(one), **encoders)
+    other = replace(options, output_dir=options.output_dir / "other")
+    prepare(plan(other, find_card("Cosmos-Nano-Video2World")), **encoders)
+    found = [PreparedFolder(each.output_dir).batch(range(4)).latent_BCTHW for each in (one, other)]
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_frames": 9}, "--num_frames 9 does not fit Cosmos-Nano-WorldInterpolator: its clips have 10"),
+        ({"num_frames": 10, "height": 40}, "--height 40"),
+        ({"num_frames": 10, "num_chunks": 0}, "--num_chunks 0"),
+    ],
+)
+def test_an_interpolators_clips_have_one_length(options: Options, changes: dict, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        plan(replace(options, **changes), INTERPOLATOR)

@@ -172,3 +172,34 @@ def test_the_samples_are_checked_against_the_card(folder: Path) -> None:
         data.check(replace(NANO, network=replace(NANO.network, max_latent_frames=1)))
     with pytest.raises(DataError, match="multiples of 4"):
         data.check(replace(NANO, network=replace(NANO.network, patch_size=4)))
+
+
+def test_samples_of_one_latent_frame_leave_a_video2world_nothing_to_learn(tmp_path: Path) -> None:
+    write(tmp_path, 0, video_latent=torch.zeros(16, 1, 4, 6))
+    data = PreparedFolder(tmp_path)
+    data.check(NANO)
+    with pytest.raises(DataError, match="has one frame, but Cosmos-Nano-Video2World learns what follows"):
+        data.check(find_card("Cosmos-Nano-Video2World"))
+
+
+def test_two_latent_frames_are_enough_for_a_video2world(folder: Path) -> None:
+    PreparedFolder(folder).check(find_card("Cosmos-Nano-Video2World"))
+
+
+@pytest.mark.parametrize(
+    ("latent_frames", "num_frames", "fits"),
+    [(3, 10, True), (3, None, True), (3, 17, False), (2, 10, False), (4, 10, False)],
+)
+def test_an_interpolator_takes_only_samples_that_were_prepared_for_one(
+    tmp_path: Path, latent_frames: int, num_frames: int | None, fits: bool
+) -> None:
+    """Seventeen video frames are three latent frames too, the last of which is no image."""
+    write(tmp_path, 0, video_latent=torch.zeros(16, latent_frames, 4, 6))
+    info = {"fps": 24} if num_frames is None else {"fps": 24, "num_frames": num_frames}
+    (tmp_path / "0.info.json").write_text(json.dumps(info))
+    data, card = PreparedFolder(tmp_path), find_card("Cosmos-Nano-WorldInterpolator")
+    if fits:
+        data.check(card)
+        return
+    with pytest.raises(DataError, match=r"learns from 3 of 10: prepare videos with --model Cosmos-Nano"):
+        data.check(card)

@@ -1,4 +1,5 @@
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,18 +18,27 @@ from cosmos_nemo.stages.tokenizer import Tokenizer
 from cosmos_nemo.training.nano import make
 from cosmos_nemo.training.nano.captions import SUBJECT_PREFIX
 from cosmos_nemo.training.nano.make import (
+    INTERPOLATOR,
     LOG,
     RECIPE,
     SUBJECT,
+    VIDEO2WORLD,
     Maker,
     fraction_of,
+    take_shipped,
     write_subject_videos,
 )
+from cosmos_nemo.training.nemo_checkpoint import CONTEXT
+from tests.parallel.train_worker import weights_in
 
 CPU = torch.device("cpu")
 CARD = CARDS["Cosmos-Nano-Text2World"]
+_LEAST = fraction_of(RECIPE, 1e-6)
 TINY = replace(
-    fraction_of(RECIPE, 1e-6), num_clips=2, base=replace(fraction_of(RECIPE, 1e-6).base, num_steps=3)
+    _LEAST,
+    num_clips=2,
+    base=replace(_LEAST.base, num_steps=3),
+    video2world=replace(_LEAST.video2world, num_steps=3),
 )
 
 
@@ -76,6 +86,54 @@ def test_a_folder_made_with_another_seed_is_refused(tmp_path: Path) -> None:
         replace(maker(tmp_path), seed=1).make()
 
 
+def test_what_is_shipped_is_taken_once_and_not_made_again(tmp_path: Path) -> None:
+    take_shipped(tmp_path, CARD)
+    made = maker(tmp_path)
+    paths = (made.tokenizer_dir, made.text_encoder_dir, made.weights_dir)
+    assert [name for name, path, _ in made._parts() if not path.exists()] == [
+        SUBJECT,
+        VIDEO2WORLD,
+        INTERPOLATOR,
+    ]
+    network_rules(CARD.network, open_checkpoint(made.weights_dir))
+    before = [path.stat().st_mtime_ns for path in paths]
+    (made.tokenizer_dir / "mean_std.pt").write_bytes(b"mine")
+    take_shipped(tmp_path, CARD)
+    assert [path.stat().st_mtime_ns for path in paths] == before
+    assert (made.tokenizer_dir / "mean_std.pt").read_bytes() == b"mine"
+
+
+def test_the_models_that_are_told_frames_are_made_from_the_shipped_ones_and_go_on(tmp_path: Path) -> None:
+    take_shipped(tmp_path, CARD)
+    (tmp_path / SUBJECT).mkdir()
+    steps: list[int] = []
+    late = replace(
+        maker(tmp_path), on_step=lambda report: steps.append(report.step), deadline=time.monotonic() + 3600
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        clock = SimpleNamespace(monotonic=lambda: float("inf") if steps else 0.0)
+        patched.setattr(make, "time", clock)
+        assert not late.make()
+    assert steps == [1, 2]
+    made = maker(tmp_path)
+    assert made.make()
+    assert [entry["part"] for entry in log(tmp_path)] == [
+        "clips.pt",
+        VIDEO2WORLD,
+        VIDEO2WORLD,
+        "pairs.pt",
+        INTERPOLATOR,
+    ]
+    base = weights_in(made.weights_dir, CARD)["final_layer.linear.weight"]
+    for name in (VIDEO2WORLD, INTERPOLATOR):
+        folder = made.weights_dir_of(CARDS[name])
+        ours = weights_in(folder, CARDS[name])["final_layer.linear.weight"]
+        assert 0 < float((ours - base).abs().max()) < 1e-3
+        assert json.loads((folder / CONTEXT / "training.json").read_text())["model"] == name
+    pairs = torch.load(tmp_path / "pairs.pt", weights_only=True)
+    assert pairs["latents_NCTHW"].shape == (2, 16, 3, 16, 16)
+
+
 @pytest.mark.slow
 def test_a_making_that_ran_out_of_time_goes_on_and_ends_with_files_that_inference_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -87,18 +145,26 @@ def test_a_making_that_ran_out_of_time_goes_on_and_ends_with_files_that_inferenc
     with monkeypatch.context() as patched:
         patched.setattr(make, "time", SimpleNamespace(monotonic=clock))
         assert not maker(tmp_path, deadline=1.0).make()
-    assert [entry["part"] for entry in log(tmp_path)][-1] == "nemo" and log(tmp_path)[-1]["steps"] == 1
+    assert log(tmp_path)[-1]["part"] == CARD.name and log(tmp_path)[-1]["steps"] == 1
     made = maker(tmp_path)
     tokenizer = made.tokenizer_dir / "tokenizer.safetensors"
     before = tokenizer.stat().st_mtime_ns
     assert made.make()
     assert tokenizer.stat().st_mtime_ns == before
-    assert [entry["steps"] for entry in log(tmp_path) if "steps" in entry] == [1, 3, 1]
+    assert [(entry["part"], entry["steps"]) for entry in log(tmp_path) if "steps" in entry] == [
+        (CARD.name, 1),
+        (CARD.name, 3),
+        (SUBJECT, 1),
+        (VIDEO2WORLD, 3),
+        (INTERPOLATOR, 1),
+    ]
     for weights in (made.weights_dir, tmp_path / SUBJECT):
         network_rules(CARD.network, open_checkpoint(weights))
+    for name in (VIDEO2WORLD, INTERPOLATOR):
+        network_rules(CARDS[name].network, open_checkpoint(made.weights_dir_of(CARDS[name])))
     Tokenizer(shape=CARD.tokenizer, folder=made.tokenizer_dir, device=CPU).check()
     with TextEncoder(
         folder=made.text_encoder_dir, text_length=128, text_dim=64, device=CPU, dtype=torch.float32
     ) as encode:
         assert encode(["A red ball."]).shape == (1, 128, 64)
-    assert made.make() and len(log(tmp_path)) == 6
+    assert made.make() and len(log(tmp_path)) == 9

@@ -259,8 +259,28 @@ def chosen(clips: Tensor, robots: Tensor, kind: str, motion: str) -> Tensor:
 
 
 def test_the_page_lists_what_is_held_out() -> None:
-    page = (Path(__file__).parents[4] / "docs" / "nano.md").read_text(encoding="utf-8")
+    page = (
+        (Path(__file__).parents[4] / "docs" / "nano.md")
+        .read_text(encoding="utf-8")
+        .partition("## How good it is")[0]
+    )
     listed = [line for line in page.splitlines() if line.startswith("- ")]
     assert listed == [
         f"- {each.colour} {each.shape} {each.motion}, {each.ground}" for each in sorted(HELD_OUT)
     ]
+
+
+def test_the_even_times_of_a_clip_draw_the_clip() -> None:
+    times_BT = torch.linspace(0, 1, NUM_FRAMES).expand(6, NUM_FRAMES)
+    scenes = [Scene("red", "ball", motion, "dark") for motion in MOTIONS]
+    assert torch.equal(
+        draw_clips(scenes, seed=3, device=CPU, times_BT=times_BT), draw_clips(scenes, seed=3, device=CPU)
+    )
+
+
+def test_at_other_times_the_object_has_moved_by_its_share_of_the_way() -> None:
+    scene = Scene("red", "ball", "moves to the right", "dark")
+    times_BT = torch.tensor([[0.0, 0.25, 1.0]])
+    across = centroids(draw_clips([scene], seed=3, device=CPU, times_BT=times_BT))[0, :, 0]
+    assert 40 < across[2] - across[0] < 70
+    assert float((across[1] - across[0]) / (across[2] - across[0])) == pytest.approx(0.25, abs=0.01)
