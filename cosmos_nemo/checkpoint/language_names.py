@@ -5,15 +5,14 @@ There the rotary embedding turns neighbouring rows of a query or key head, where
 row i + head_dim / 2, so the rows of the two projections are in another order.
 """
 
-import difflib
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from einops import rearrange
 from torch import Tensor
 
 from cosmos_nemo.catalog import LanguageShape
+from cosmos_nemo.checkpoint.mismatch import complaint
 from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError
 from cosmos_nemo.checkpoint.reader.base import Index, full_index
 from cosmos_nemo.checkpoint.rules import Rule, Same, Shape
@@ -116,9 +115,9 @@ def language_rules(shape: LanguageShape, checkpoint: Checkpoint) -> dict[str, Ru
     held = [name for name in checkpoint.names() if not _IGNORED.search(name)]
     rules = _rules_for(shape, checkpoint, held)
     expected = {rule.names[0]: rule.stored_shape() for rule in rules.values()}
-    if complaint := _complaint(expected, {name: checkpoint.shape(name) for name in held}):
+    if wrong := complaint(expected, {name: checkpoint.shape(name) for name in held}):
         raise CheckpointError(
-            f"{checkpoint.path}: {complaint}. Is it complete, and a language model of "
+            f"{checkpoint.path}: {wrong}. Is it complete, and a language model of "
             f"{shape.num_layers} layers and width {shape.hidden_size}?"
         )
     return rules
@@ -134,22 +133,3 @@ def _rules_for(shape: LanguageShape, checkpoint: Checkpoint, held: list[str]) ->
     raise CheckpointError(
         f"{checkpoint.path} holds no Mistral language model: its {len(held):,} tensors are {some}"
     )
-
-
-def _complaint(expected: Mapping[str, Shape], stored: Mapping[str, Shape]) -> str:
-    """What is wrong in one clause, "" if nothing is."""
-    missing = [name for name in expected if name not in stored]
-    spare = [name for name in stored if name not in expected]
-    other = [name for name, shape in expected.items() if stored.get(name, shape) != shape]
-    if missing:
-        near = difflib.get_close_matches(missing[0], spare or stored, n=1, cutoff=0.6)
-        instead = f" (nearest in the file: {near[0]})" if near else ""
-        return f"{len(missing):,} of {len(expected):,} tensors missing, first: {missing[0]}{instead}"
-    if spare:
-        near = difflib.get_close_matches(spare[0], expected, n=1, cutoff=0.6)
-        like = f" (nearest of the model: {near[0]})" if near else ""
-        return f"{len(spare):,} of {len(stored):,} tensors belong to another model, first: {spare[0]}{like}"
-    if other:
-        first = f"{other[0]} is {stored[other[0]]}, not {expected[other[0]]}"
-        return f"{len(other):,} of {len(expected):,} tensors of another shape, first: {first}"
-    return ""

@@ -22,9 +22,13 @@ def check_tensors(
 
     `found` is the network its shapes look like; if that is not the one `asked` for, the error says so.
     """
-    complaint = _missing(expected, stored) or _unexpected(expected, stored) or _other_shapes(expected, stored)
-    if complaint:
-        raise CheckpointError(f"{path}: {complaint}. {_advice(asked, found)}")
+    if wrong := complaint(expected, stored):
+        raise CheckpointError(f"{path}: {wrong}. {_advice(asked, found)}")
+
+
+def complaint(expected: Mapping[str, Shape], stored: Mapping[str, Shape]) -> str:
+    """What is wrong, in one clause, with a file of those names and shapes; "" if nothing is."""
+    return _missing(expected, stored) or _unexpected(expected, stored) or _other_shapes(expected, stored)
 
 
 def _missing(expected: Mapping[str, Shape], stored: Mapping[str, Shape]) -> str:
@@ -39,7 +43,11 @@ def _missing(expected: Mapping[str, Shape], stored: Mapping[str, Shape]) -> str:
 
 def _unexpected(expected: Mapping[str, Shape], stored: Mapping[str, Shape]) -> str:
     spare = [name for name in stored if name not in expected]
-    return f"{_count(spare, stored)} belong to another network, first: {spare[0]}" if spare else ""
+    if not spare:
+        return ""
+    near = difflib.get_close_matches(spare[0], expected, n=1, cutoff=0.6)
+    like = f" (nearest of the network: {near[0]})" if near else ""
+    return f"{_count(spare, stored)} belong to another network, first: {spare[0]}{like}"
 
 
 def _other_shapes(expected: Mapping[str, Shape], stored: Mapping[str, Shape]) -> str:

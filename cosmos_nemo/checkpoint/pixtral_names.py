@@ -5,13 +5,12 @@ Predict1 scripts, Mistral's own, transformers' on the hub, and what a newer tran
 have Mistral's order of rotary rows in both attentions (see language_names).
 """
 
-import difflib
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cosmos_nemo.catalog import LanguageShape, VisionShape
 from cosmos_nemo.checkpoint.language_names import RotaryPairs, language_shapes, native_rules
+from cosmos_nemo.checkpoint.mismatch import complaint
 from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError
 from cosmos_nemo.checkpoint.rules import Rule, Same, Shape
 
@@ -120,9 +119,9 @@ def pixtral_rules(shape: LanguageShape, vision: VisionShape, checkpoint: Checkpo
             f"language model. They are {some}"
         )
     rules = layout_rules(layout, shape, vision)
-    if complaint := _complaint({rule.names[0]: rule.stored_shape() for rule in rules.values()}, held):
+    if wrong := complaint({rule.names[0]: rule.stored_shape() for rule in rules.values()}, held):
         raise CheckpointError(
-            f"{checkpoint.path}: {complaint}. Is it complete, and a Pixtral of {shape.num_layers} layers of "
+            f"{checkpoint.path}: {wrong}. Is it complete, and a Pixtral of {shape.num_layers} layers of "
             f"width {shape.hidden_size} with a vision tower of {vision.num_layers} of {vision.hidden_size}?"
         )
     return rules
@@ -188,20 +187,3 @@ def _tower_rules(layout: PixtralLayout, vision: VisionShape) -> dict[str, Rule]:
             else Same(names=names, shape=size)
         )
     return rules
-
-
-def _complaint(expected: Mapping[str, Shape], stored: Mapping[str, Shape]) -> str:
-    """What is wrong in one clause, "" if nothing is."""
-    missing = [name for name in expected if name not in stored]
-    spare = [name for name in stored if name not in expected]
-    other = [name for name, size in expected.items() if stored.get(name, size) != size]
-    if missing:
-        near = difflib.get_close_matches(missing[0], spare or stored, n=1, cutoff=0.6)
-        instead = f" (nearest in the file: {near[0]})" if near else ""
-        return f"{len(missing):,} of {len(expected):,} tensors missing, first: {missing[0]}{instead}"
-    if spare:
-        return f"{len(spare):,} of {len(stored):,} tensors belong to another model, first: {spare[0]}"
-    if other:
-        first = f"{other[0]} is {stored[other[0]]}, not {expected[other[0]]}"
-        return f"{len(other):,} of {len(expected):,} tensors of another shape, first: {first}"
-    return ""

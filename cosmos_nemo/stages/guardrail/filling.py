@@ -5,6 +5,7 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
+from cosmos_nemo.checkpoint.mismatch import complaint
 from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError
 
 _UNUSED = ".num_batches_tracked"
@@ -16,24 +17,18 @@ def check_same_tensors(module: nn.Module, checkpoint: Checkpoint, *, ignored: Co
 
     ignored: beginnings of names in the file that have no place in the module.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    stored = [name for name in checkpoint.names() if not name.startswith(tuple(ignored))]
-    missing = [name for name in wanted if name not in stored and not name.endswith(_UNUSED)]
-    foreign = [name for name in stored if name not in wanted]
-    other = [name for name in wanted if name in stored and checkpoint.shape(name) != wanted[name]]
-    if missing:
-        complaint = f"{len(missing)} of {len(wanted)} tensors missing, first: {missing[0]}"
-    elif foreign:
-        complaint = f"{len(foreign)} of {len(stored)} tensors belong to another network, first: {foreign[0]}"
-    elif other:
-        found, asked = checkpoint.shape(other[0]), wanted[other[0]]
-        count = f"{len(other)} of {len(wanted)} tensors"
-        complaint = f"{count} of another shape, first: {other[0]} is {found}, not {asked}"
-    else:
-        return
-    raise CheckpointError(
-        f"{checkpoint.path}: {complaint}. Is it the file of the guardrail's own repository, and complete?"
-    )
+    stored = {
+        name: checkpoint.shape(name) for name in checkpoint.names() if not name.startswith(tuple(ignored))
+    }
+    expected = {
+        name: tuple(tensor.shape)
+        for name, tensor in module.state_dict().items()
+        if name in stored or not name.endswith(_UNUSED)
+    }
+    if wrong := complaint(expected, stored):
+        raise CheckpointError(
+            f"{checkpoint.path}: {wrong}. Is it the file of the guardrail's own repository, and complete?"
+        )
 
 
 @torch.no_grad()

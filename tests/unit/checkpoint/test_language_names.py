@@ -160,7 +160,7 @@ def test_a_tensor_of_another_shape_is_named_with_both(native: dict[str, Tensor])
 
 
 def test_a_model_of_another_depth_is_refused(native: dict[str, Tensor]) -> None:
-    with pytest.raises(CheckpointError, match=r"9 of 21 tensors belong to another model.*1 layers"):
+    with pytest.raises(CheckpointError, match=r"9 of 21 tensors belong to another network.*1 layers"):
         language_rules(replace(SHAPE, num_layers=1), held(native))
     with pytest.raises(CheckpointError, match=r"9 of 30 tensors missing.*3 layers"):
         language_rules(replace(SHAPE, num_layers=3), held(native))
