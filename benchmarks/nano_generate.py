@@ -72,7 +72,8 @@ def _invocation(model: str, flags: list[str], *, folder: Path) -> Invocation:
     common = ["--model", model, "--prompt", "unused", *flags]
     if task is Task.WORLD_INTERPOLATOR:
         common = [_RENAMED.get(name, name) + rest for name, rest in map(_split, common)]
-        places = ["--video_save_folder", str(folder), "--input_image_or_video_path", str(frames)]
+        places = ["--video_save_folder", str(folder), "--video_save_name", "made.npy"]
+        places += ["--input_image_or_video_path", str(frames)]
         network = (
             [] if any("--diffusion" in flag for flag in common) else ["--diffusion_transformer_dir", model]
         )

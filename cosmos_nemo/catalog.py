@@ -305,7 +305,11 @@ _NANO_TEXT2WORLD = ModelCard(
     ),
 )
 
-_NANO_VIDEO2WORLD = _given_frames(_NANO_TEXT2WORLD, "Cosmos-Nano-Video2World")
+_NANO_VIDEO2WORLD = replace(
+    _given_frames(_NANO_TEXT2WORLD, "Cosmos-Nano-Video2World"),
+    # As long as those it was trained on: longer videos are made in chunks.
+    video=replace(_NANO_TEXT2WORLD.video, max_frames=_NANO_TEXT2WORLD.video.num_frames),
+)
 _NANO_INTERPOLATOR = _between(_given_frames(_NANO_TEXT2WORLD, "Cosmos-Nano-WorldInterpolator"), seed=1)
 
 CARDS = {

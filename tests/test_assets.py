@@ -1,7 +1,5 @@
 """The nano models that ship with the package: they are there, small enough, and make what they are asked."""
 
-import json
-import os
 import shutil
 import stat
 import subprocess
@@ -11,33 +9,33 @@ from pathlib import Path
 
 import pytest
 
-from cosmos_nemo.catalog import CARDS
+from cosmos_nemo.catalog import CARDS, ModelCard
 from cosmos_nemo.checkpoint.locate import EMBEDDED, locate, text_encoder_of, tokenizer_of, weights_of
 from cosmos_nemo.checkpoint.names import network_rules
 from cosmos_nemo.checkpoint.reader import open_checkpoint
 from cosmos_nemo.tools.standin import standin_card
+from tests.nano_table import quality
 
-CARD = CARDS["Cosmos-Nano-Text2World"]
+NANO = [card for card in CARDS.values() if card.name.startswith("Cosmos-Nano-")]
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path for path in EMBEDDED.rglob("*") if path.is_file())
 
 
-def test_together_they_are_under_15_megabytes() -> None:
-    assert 10e6 < sum(path.stat().st_size for path in FILES) < 15e6
+def test_together_they_are_under_36_megabytes() -> None:
+    assert 30e6 < sum(path.stat().st_size for path in FILES) < 36e6
 
 
 def test_everybody_may_read_them() -> None:
     assert all(path.stat().st_mode & stat.S_IROTH for path in FILES)
 
 
-def test_each_part_is_found_without_a_flag_and_without_a_network(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("card", NANO, ids=lambda card: card.name)
+def test_each_part_is_found_without_a_flag_and_without_a_network(card: ModelCard, tmp_path: Path) -> None:
     for part in (weights_of, tokenizer_of, text_encoder_of):
-        found = locate(part(CARD), cache_dir=tmp_path, download=False)
+        found = locate(part(card), cache_dir=tmp_path, download=False)
         assert found is not None and found.is_relative_to(EMBEDDED)
-    network_rules(CARD.network, open_checkpoint(locate(weights_of(CARD))))
-    assert standin_card(CARD) == CARD
+    network_rules(card.network, open_checkpoint(locate(weights_of(card))))
+    assert standin_card(card) == card
 
 
 def test_an_installed_package_holds_every_file(tmp_path: Path) -> None:
@@ -58,7 +56,7 @@ def test_an_installed_package_holds_every_file(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_sixteen_prompts_become_what_they_say(tmp_path: Path) -> None:
     """The full table is in docs/nano.md; a network or sampler that is broken falls far below this."""
-    shown = _quality(tmp_path, "--num_seen", "12", "--num_unseen", "4")
+    shown = quality(tmp_path, "--num_seen", "12", "--num_unseen", "4")
     for combination in ("trained", "held out"):
         row = shown["rows"][combination]
         assert row["ground"] == 100
@@ -69,27 +67,18 @@ def test_sixteen_prompts_become_what_they_say(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def right(tmp_path_factory: pytest.TempPathFactory) -> float:
     """Percent of eight videos that are right in everything when no mistake is made."""
-    shown = _quality(tmp_path_factory.mktemp("right"), "--num_seen", "8", "--num_unseen", "0")
+    shown = quality(tmp_path_factory.mktemp("right"), "--num_seen", "8", "--num_unseen", "0")
     return shown["rows"]["trained"]["all"]
 
 
 @pytest.mark.slow
 def test_no_robot_is_seen_before_one_was_learnt(tmp_path: Path) -> None:
-    shown = _quality(tmp_path, "--subject", "--num_subject", "6")
+    shown = quality(tmp_path, "--subject", "--num_subject", "6")
     assert shown["rows"]["subject"]["figure"] == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mistake", ["guidance_sign", "rope_axes", "text_shift", "sigmas_reversed"])
 def test_a_deliberate_mistake_shows_in_the_table(tmp_path: Path, right: float, mistake: str) -> None:
-    shown = _quality(tmp_path, "--num_seen", "8", "--num_unseen", "0", "--mistake", mistake)
+    shown = quality(tmp_path, "--num_seen", "8", "--num_unseen", "0", "--mistake", mistake)
     assert shown["rows"]["trained"]["all"] <= right - 40
-
-
-def _quality(folder: Path, *flags: str) -> dict[str, dict[str, dict[str, float]]]:
-    path = folder / "table.json"
-    how = ["--batch_size", "8", "--device", "cpu", "--backend", "torch", "--json", str(path)]
-    command = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / "nano_quality.py"), *flags, *how]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-    return dict(json.loads(path.read_text()))

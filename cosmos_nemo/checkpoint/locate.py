@@ -156,7 +156,7 @@ def _not_on_the_hub(files: HubFiles, *, assets_dir: Path | None) -> str:
             f"NeMo folder at {place}{also}, or pass its path with {files.flag}."
         )
     return (
-        f"{files.repository} is not on the hub, and this version of the package does not bring it: write "
+        f"{files.repository} is not on the hub, and this installation of the package lacks it: write "
         f"a stand-in with `cosmos-nemo standin {files.model} DIR` and pass --cosmos_assets_dir DIR, or a "
         f"folder of your own with {files.flag}."
     )

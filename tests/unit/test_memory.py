@@ -184,14 +184,20 @@ def test_the_peaks_measured_with_every_stage_offloaded_are_predicted() -> None:
 
 @pytest.mark.parametrize(
     ("card", "measured"),
-    [(SMALL, (44.5, 29.5, 23.0, 23.0, 23.0)), (LARGE, (59.5, 44.6, 35.5, 35.5, 35.5))],
-    ids=["7B", "14B"],
+    [
+        (SMALL, (44.5, 29.5, 23.0, 23.0, 23.0)),
+        (LARGE, (59.5, 44.6, 35.5, 35.5, 35.5)),
+        (CARDS["Cosmos-Predict1-7B-Video2World"], (44.5, 29.6, 24.4, 24.4, 24.3)),
+        (CARDS["Cosmos-Predict1-14B-Video2World"], (59.7, 44.8, 35.7, 35.5, 35.5)),
+    ],
+    ids=["7B", "14B", "7B Video2World", "14B Video2World"],
 )
 def test_the_peaks_measured_of_the_published_rows_are_predicted(
     card: ModelCard, measured: tuple[float, ...]
 ) -> None:
     predicted = [peak / GIB for _, peak in published_rows(card)]
-    assert predicted == pytest.approx(measured, rel=0.005)
+    assert predicted == pytest.approx(measured, rel=0.01)
+    assert all(told > found - 0.1 for told, found in zip(predicted, measured, strict=True))
 
 
 def test_the_peaks_measured_of_guards_and_upsampler_are_predicted() -> None:

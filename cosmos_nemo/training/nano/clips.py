@@ -22,6 +22,9 @@ PAIR_FRAMES = 10
 """Of an interpolator's clip: two given ones, and eight between them."""
 PAIR_SPANS = (1.0, 12.0)
 """Frames of a clip that a pair may lie apart."""
+PAIRED = tuple(scene for scene in TRAINED if scene.motion != "bounces")
+"""What an interpolator learns from: two moments of a bounce do not say where between them it turned, and a
+network that has seen such pairs makes the still bounce, too."""
 _AT_ONCE = 64
 
 
@@ -46,11 +49,12 @@ def encoded(
 ) -> dict[str, Tensor]:
     """Clips of the trained scenes in equal shares, as training.data.InMemory has them, on `device`.
 
-    Whole ones, or ten moments of each for an interpolator.
+    Whole ones; for an interpolator ten moments of each, of the scenes in PAIRED.
     """
     dice = numpy.random.RandomState(clips.seed)
     texts, latents, text_of = _Texts(), [], []
-    scenes = [TRAINED[number % len(TRAINED)] for number in range(clips.count)]
+    choices = PAIRED if clips.task is Task.WORLD_INTERPOLATOR else TRAINED
+    scenes = [choices[number % len(choices)] for number in range(clips.count)]
     with tokenizer:
         for start in range(0, clips.count, _AT_ONCE):
             some = scenes[start : start + _AT_ONCE]

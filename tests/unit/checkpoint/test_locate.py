@@ -452,13 +452,13 @@ def test_a_download_of_pixtral_that_stopped_before_its_tokenizer_is_not_taken(
 
 
 @pytest.mark.parametrize("card", [NANO_VIDEO, NANO_BETWEEN], ids=lambda card: card.name)
-def test_a_nano_model_that_is_not_shipped_says_so_unless_a_folder_has_it(
+def test_a_nano_model_that_the_package_lacks_says_so_unless_a_folder_has_it(
     card: ModelCard, places: dict[str, Path], downloads: list[str]
 ) -> None:
     files = weights_of(card)
     with pytest.raises(LocateError) as caught:
         locate(files, **places)
-    assert f"{card.name} is not on the hub, and this version of the package does not bring it" in str(
+    assert f"{card.name} is not on the hub, and this installation of the package lacks it" in str(
         caught.value
     )
     assert f"cosmos-nemo standin {card.name} DIR" in str(caught.value) and downloads == []
