@@ -218,7 +218,7 @@ def _make(job: "Job", company: "Company") -> int:
         pipeline_of(job, groups),
         groups,
         tell=lambda line: print(line, flush=True),
-        on_progress=_progress if groups.rank == 0 else lambda: None,
+        on_progress=_progress if groups.rank == 0 else lambda name: None,
         versions=versions(),
         turns=Turns(company.store, groups),
     )
@@ -249,8 +249,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _progress() -> Callable[[int, int], None]:
-    """Shows the network calls of one video."""
+def _progress(name: str) -> Callable[[int, int], None]:
+    """Shows the network calls of one sample."""
     from tqdm import tqdm
 
     bar: tqdm[Any] | None = None
@@ -258,7 +258,7 @@ def _progress() -> Callable[[int, int], None]:
     def advance(step: int, total: int) -> None:
         nonlocal bar
         if step == 1:
-            bar = tqdm(desc="denoise", total=total, unit="call", dynamic_ncols=True)
+            bar = tqdm(desc=f"denoise {name}".rstrip(), total=total, unit="call", dynamic_ncols=True)
         assert bar is not None
         bar.update()
         if step == total:

@@ -1,6 +1,7 @@
 """Flags that several doors have, under the names that they have in common."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,13 +45,27 @@ _OF_SOME_DOORS = {
     "--draw_condition_noise": _INTERPOLATOR,
 }
 """Flags that a person may expect of every door."""
+PREDICT1_NAMES = {
+    "--num_devices": ("--num_gpus",),
+    "--cosmos_assets_dir": ("--checkpoint_dir",),
+    "--nemo_checkpoint": ("--diffusion_transformer_dir",),
+    "--video_save_path": ("--video_save_folder", "--video_save_name"),
+    "--conditioned_image_or_video_path": ("--input_image_or_video_path",),
+}
+"""What Predict1's scripts call flags of general.py."""
+_OTHER_NAMES = PREDICT1_NAMES | {
+    own: (generals,) for generals, names in PREDICT1_NAMES.items() for own in names
+}
 
 
 def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """RequestError for a flag that only other doors have; for any other unknown one argparse exits with 2."""
     flags, unknown = parser.parse_known_args(argv)
+    own_flags = set(re.findall(r"--\w+", parser.format_usage()))
     for word in unknown:
         flag = word.partition("=")[0]
+        if here := [name for name in _OTHER_NAMES.get(flag, ()) if name in own_flags]:
+            raise RequestError(f"{parser.prog} has {' and '.join(here)} instead of {flag}.")
         if flag in _OF_SOME_DOORS:
             raise RequestError(f"{flag} is for {_OF_SOME_DOORS[flag]}, not for {parser.prog}. Leave it out.")
     if unknown:

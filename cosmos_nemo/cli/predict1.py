@@ -7,18 +7,12 @@ import argparse
 from pathlib import Path
 
 from cosmos_nemo.catalog import CARDS, CatalogError, ModelCard, Task, find_card, nearest_names
-from cosmos_nemo.cli.flags import add_machine, add_prompt_models, path_of
+from cosmos_nemo.cli.flags import PREDICT1_NAMES, add_machine, add_prompt_models, path_of
 from cosmos_nemo.cli.tasks import check_task
 from cosmos_nemo.cli.translate import setup_of
 from cosmos_nemo.request import VIDEO_SUFFIXES, RequestError, Setup
 
-FLAG_NAMES = {
-    "--num_devices": "--num_gpus",
-    "--cosmos_assets_dir": "--checkpoint_dir",
-    "--nemo_checkpoint": "--diffusion_transformer_dir",
-    "--video_save_path": "--video_save_folder and --video_save_name",
-    "--conditioned_image_or_video_path": "--input_image_or_video_path",
-}
+FLAG_NAMES = {generals: " and ".join(own) for generals, own in PREDICT1_NAMES.items()}
 """What these scripts call flags of general.py, for the errors of whatever lies below the doors."""
 VISUAL_FLAG = "--input_image_or_video_path"
 VISUAL_LINE = '{"visual_input": "a.mp4"}'

@@ -23,7 +23,8 @@ from cosmos_nemo.stages.text_encoder import TextEncoder
 from cosmos_nemo.stages.tokenizer import Tokenizer
 from cosmos_nemo.stages.visual_input import VisualInputError
 
-OnProgress = Callable[[], OnStep | None]
+OnProgress = Callable[[str], OnStep | None]
+"""Given a sample's name, "chunk 2 of 3" or "" for a video's only one, what to call at its network calls."""
 RequestT = TypeVar("RequestT", bound=Text2WorldRequest)
 UpsamplerT = TypeVar("UpsamplerT", bound=PromptUpsampler | ImageUpsampler)
 
@@ -38,6 +39,11 @@ class Video:
     prompt: str
     is_changed: bool = False
     """The video guard blurred faces."""
+
+
+def sample_names(kind: str, count: int) -> list[str]:
+    """For OnProgress, of the samples of one video."""
+    return [f"{kind} {number} of {count}" for number in range(1, count + 1)] if count > 1 else [""]
 
 
 @contextmanager
@@ -85,7 +91,7 @@ class Pipeline(Generic[RequestT, UpsamplerT]):
         )
         return tuple(stage for stage in order if isinstance(stage, Stage))
 
-    def __call__(self, request: RequestT, *, on_progress: OnProgress = lambda: None) -> Video | None:
+    def __call__(self, request: RequestT, *, on_progress: OnProgress = lambda name: None) -> Video | None:
         """The video, on the first rank; what a stage raises, Blocked or ItemError for one, on all.
 
         on_progress: asked for a callback for every sample that is denoised.

@@ -17,7 +17,7 @@ class Text2World(Pipeline[Text2WorldRequest, PromptUpsampler]):
         prompt_BLD, negative_BLD = self.embed(prompt, request.negative_prompt)
         with self.denoise as denoise:
             self.tokenizer.prefetch()
-            latent_BCTHW = denoise(request, prompt_BLD, negative_BLD, on_step=on_progress())
+            latent_BCTHW = denoise(request, prompt_BLD, negative_BLD, on_step=on_progress(""))
         return only_rank_zero(lambda: self._show(latent_BCTHW, prompt, request.fps), self.ranks)
 
     def _prepare(self, request: Text2WorldRequest) -> str:

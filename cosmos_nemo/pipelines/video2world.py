@@ -10,8 +10,9 @@ from torch import Tensor
 
 from cosmos_nemo.catalog import VideoLimits
 from cosmos_nemo.parallel.rank_zero import only_rank_zero, rank_zero
-from cosmos_nemo.pipelines.base import OnProgress, Pipeline, Video, reading_input
+from cosmos_nemo.pipelines.base import OnProgress, Pipeline, Video, reading_input, sample_names
 from cosmos_nemo.request import Video2WorldRequest
+from cosmos_nemo.sampling.samplers import OnStep
 from cosmos_nemo.stages.denoise import Condition
 from cosmos_nemo.stages.image_upsampler import ImageUpsampler
 from cosmos_nemo.stages.prompt import describe_image
@@ -55,8 +56,9 @@ class Video2World(Pipeline[Video2WorldRequest, ImageUpsampler]):
         prompt = rank_zero(lambda: self._prepare(request, input_THWC), self.ranks)
         texts = self.embed(prompt, request.negative_prompt)
         given_THWC, parts_THWC = input_THWC, list[Tensor]()
-        for chunk in chunks_of(request, self.denoise.card.video):
-            made_THWC = self._make_chunk(request, chunk, given_THWC, texts, on_progress)
+        chunks = chunks_of(request, self.denoise.card.video)
+        for name, chunk in zip(sample_names("chunk", len(chunks)), chunks, strict=True):
+            made_THWC = self._make_chunk(request, chunk, given_THWC, texts, on_progress(name))
             if made_THWC is not None:
                 parts_THWC.append(made_THWC if not parts_THWC else made_THWC[chunk.num_given :])
                 given_THWC = made_THWC[-request.num_overlap_frames :]
@@ -72,7 +74,7 @@ class Video2World(Pipeline[Video2WorldRequest, ImageUpsampler]):
         chunk: Chunk,
         given_THWC: Tensor | None,
         texts: tuple[Tensor, Tensor],
-        on_progress: OnProgress,
+        on_step: OnStep | None,
     ) -> Tensor | None:
         """The chunk's frames, on the first rank, which alone has the given ones."""
         latent_BCTHW = rank_zero(lambda: self._encode(_pixels(request, given_THWC, chunk)), self.ranks)
@@ -84,7 +86,7 @@ class Video2World(Pipeline[Video2WorldRequest, ImageUpsampler]):
         part = replace(request, num_frames=chunk.num_frames, seed=chunk.seed)
         with self.denoise as denoise:
             self.tokenizer.prefetch()
-            made_BCTHW = denoise(part, *texts, condition=condition, on_step=on_progress())
+            made_BCTHW = denoise(part, *texts, condition=condition, on_step=on_step)
         return only_rank_zero(lambda: self._decode(made_BCTHW), self.ranks)
 
     def _encode(self, pixels_BCTHW: Tensor) -> Tensor:

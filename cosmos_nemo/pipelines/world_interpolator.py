@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cosmos_nemo.parallel.rank_zero import only_rank_zero, rank_zero
-from cosmos_nemo.pipelines.base import OnProgress, Pipeline, Video, reading_input
+from cosmos_nemo.pipelines.base import OnProgress, Pipeline, Video, reading_input, sample_names
 from cosmos_nemo.request import InterpolationRequest
 from cosmos_nemo.stages.denoise import Condition
 from cosmos_nemo.stages.image_upsampler import ImageUpsampler
@@ -29,15 +29,15 @@ class WorldInterpolator(Pipeline[InterpolationRequest, ImageUpsampler]):
     def make(self, request: InterpolationRequest, *, on_progress: OnProgress) -> Video | None:
         prompt = rank_zero(lambda: self._prepare(request), self.ranks)
         texts = self.embed(prompt, request.negative_prompt)
-        pairs = rank_zero(lambda: self._encode(request), self.ranks)
+        pairs = rank_zero(lambda: self._encode(request), self.ranks).split(2, dim=2)
         latents = []
         with self.denoise as denoise:
             self.tokenizer.prefetch()
-            for pair_BCTHW in pairs.split(2, dim=2):
+            for name, pair_BCTHW in zip(sample_names("clip", len(pairs)), pairs, strict=True):
                 condition = Condition(
                     latent_BCTHW=pair_BCTHW, places=(0, -1), draws_noise=request.draws_noise
                 )
-                latents.append(denoise(request, *texts, condition=condition, on_step=on_progress()))
+                latents.append(denoise(request, *texts, condition=condition, on_step=on_progress(name)))
         return only_rank_zero(lambda: self._show(latents, prompt, request.fps), self.ranks)
 
     def _prepare(self, request: InterpolationRequest) -> str:

@@ -67,7 +67,7 @@ class Run:
                 groups,
                 turns=Turns(dist.HashStore(), groups),
                 tell=self.told.append,
-                on_progress=lambda: None,
+                on_progress=lambda name: None,
                 versions={"cosmos_nemo": "x"},
             )
         finally:

@@ -260,7 +260,11 @@ def test_a_batch_of_a_video2world_model_names_no_file_of_its_own() -> None:
             [*V2W, *VISUAL, "--enable_prompt_upsampler", "--word_limit_to_skip_upsampler", "4"],
             "--word_limit_to_skip_upsampler has no effect: the upsampler of a Video2World",
         ),
-        (["--prompt", "x", "--input_image_or_video_path", "a"], r"is for video2world\.py and world_interpol"),
+        (
+            ["--prompt", "x", "--input_image_or_video_path", "a"],
+            r"^general\.py has --conditioned_image_or_video_path instead of --input_image_or_video_path\.$",
+        ),
+        (["--prompt", "x", "--num_gpus=2"], r"general\.py has --num_devices instead of --num_gpus\.$"),
         (
             ["--prompt", "x", "--model", "Cosmos-Predict1-7B-WorldInterpolator"],
             r"run it with inference/world_interpolator\.py",

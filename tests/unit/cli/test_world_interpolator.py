@@ -89,6 +89,14 @@ def test_a_batch_goes_to_its_folder() -> None:
         ([*INPUT, "--keep_input_size"], r"--keep_input_size is for video2world\.py, not for world_interpo"),
         ([*INPUT, "--subject_name", "x"], r"--subject_name is for general\.py"),
         (
+            ["--conditioned_image_or_video_path", "x"],
+            r"world_interpolator\.py has --input_image_or_video_path instead of --conditioned_image_or_video",
+        ),
+        (
+            [*INPUT, "--video_save_path", "x.mp4"],
+            r"has --video_save_folder and --video_save_name instead of --video_save_path\.$",
+        ),
+        (
             [*INPUT, "--disable_guardrail", "--offload_guardrail_models"],
             "--offload_guardrail_models has no effect beside --disable_guardrail",
         ),

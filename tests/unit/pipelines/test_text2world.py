@@ -222,7 +222,7 @@ def test_the_video_holds_the_frames_the_rate_and_the_prompt_used() -> None:
 
 def test_progress_is_that_of_the_network() -> None:
     steps: list[tuple[int, int]] = []
-    Made().pipeline(REQUEST, on_progress=lambda: lambda step, total: steps.append((step, total)))
+    Made().pipeline(REQUEST, on_progress=lambda name: lambda step, total: steps.append((step, total)))
     assert steps == [(1, 2), (2, 2)]
 
 

@@ -88,9 +88,9 @@ def test_the_last_frames_of_the_input_are_what_the_network_is_given(
 
 def test_a_long_video_is_made_of_chunks_joined_without_their_overlap_and_cut_to_length(clip: Path) -> None:
     made = Made(denoise={"num_latent_frames": 16})
-    steps: list[str] = []
+    calls: list[tuple[str, int, int]] = []
     video = made.pipeline(
-        request_for(clip, num_frames=241), on_progress=lambda: lambda *step: steps.append(str(step))
+        request_for(clip, num_frames=241), on_progress=lambda name: lambda *step: calls.append((name, *step))
     )
     assert video is not None
     asked = [request for request, *_ in made.denoise.given]
@@ -101,7 +101,7 @@ def test_a_long_video_is_made_of_chunks_joined_without_their_overlap_and_cut_to_
     assert [len(pixels[0, 0]) for pixels in shown] == [1, 9, 9]
     torch.testing.assert_close(shown[1], torch.full_like(shown[1], 7 / 127.5 - 1))
     assert [one.noise_level for one in made.denoise.conditions] == [0.001, 0.2, 0.5]
-    assert len(steps) == 6
+    assert calls == [(f"chunk {number} of 3", step, 2) for number in (1, 2, 3) for step in (1, 2)]
 
 
 def test_the_upsampler_describes_the_last_frame_and_the_guard_judges_what_it_says(clip: Path) -> None:
