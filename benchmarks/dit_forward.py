@@ -26,8 +26,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from cosmos_nemo.catalog import CARDS, DiTShape, find_card
 from cosmos_nemo.checkpoint.formats import DIFFUSERS
 from cosmos_nemo.checkpoint.names import parameter_shapes, rules_for
+from cosmos_nemo.models.build import build_network
 from cosmos_nemo.models.common.backend import Backend, TEAttention, te_backend, torch_backend
-from cosmos_nemo.models.cosmos1_dit.spec import build_network
 from cosmos_nemo.parallel.environment import ranks_from
 from cosmos_nemo.parallel.groups import Groups, open_store, start, stop
 from cosmos_nemo.plan import Plan

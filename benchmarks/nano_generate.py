@@ -21,8 +21,8 @@ from cosmos_nemo.catalog import Task, find_card
 from cosmos_nemo.cli import Invocation, parse_general, parse_world_interpolator
 from cosmos_nemo.job import Job, prepare
 from cosmos_nemo.job.stages import denoise_stage, text_encoder_stage, tokenizer_stage
-from cosmos_nemo.models.cosmos1_dit.layers import KeyValue, Rope
-from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT, Positions
+from cosmos_nemo.models.common.dit.layers import KeyValue, Rope
+from cosmos_nemo.models.common.dit.model import DiT, Positions
 from cosmos_nemo.parallel.environment import Ranks
 from cosmos_nemo.parallel.groups import start_alone
 from cosmos_nemo.request import Text2WorldRequest, latent_shape
@@ -119,7 +119,7 @@ class Generator:
         task = self.job.card.task
         with self.denoise as denoise, self.tokenizer as tokenizer:
             network = denoise.module
-            assert isinstance(network, Cosmos1DiT)
+            assert isinstance(network, DiT)
             for start in range(0, len(prompts), batch_size):
                 those = slice(start, start + batch_size)
                 given = None
@@ -145,7 +145,7 @@ class Generator:
     @torch.inference_mode()
     def _latents(
         self,
-        network: Cosmos1DiT,
+        network: DiT,
         prompt_BLD: Tensor,
         negative_1LD: Tensor,
         seeds: Sequence[int],
@@ -157,7 +157,7 @@ class Generator:
         frames = None
         if given_BCTHW is not None:
             frames = told(given_BCTHW, noise_BCTHW, card, mistake=self.mistake)
-        place = swapped_axes if self.mistake == "rope_axes" else Cosmos1DiT.positions
+        place = swapped_axes if self.mistake == "rope_axes" else DiT.positions
         predict = _BatchedNetwork(
             network,
             guidance=-request.guidance if self.mistake == "guidance_sign" else request.guidance,
@@ -179,7 +179,7 @@ class _BatchedNetwork:
 
     def __init__(
         self,
-        network: Cosmos1DiT,
+        network: DiT,
         *,
         guidance: float,
         positions: Positions,
@@ -227,7 +227,7 @@ def shifted(stage: TextEncoder, prompts: Sequence[str]) -> Tensor:
     return torch.where(mask_BL[:, :, None] == 1, hidden_BLD, 0)
 
 
-def swapped_axes(network: Cosmos1DiT, latent_THW: tuple[int, int, int], *, fps: float) -> Positions:
+def swapped_axes(network: DiT, latent_THW: tuple[int, int, int], *, fps: float) -> Positions:
     """Mistake: rotary angles as if frames were rows and rows frames; the learned table stays right."""
     right = network.positions(latent_THW, fps=fps)
     t, h, w = right.grid_THW

@@ -7,7 +7,7 @@ Sizes are in pixels and frames of the video unless a name says latent. A latent 
 import dataclasses
 import difflib
 from dataclasses import dataclass, replace
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any
 
 NOT_ON_THE_HUB = "cosmos-nemo"
@@ -28,10 +28,21 @@ class CatalogError(ValueError):
     """A model name, or a field of a card.json, that does not exist."""
 
 
+class Family(StrEnum):
+    """Which diffusion transformer a network is."""
+
+    COSMOS1 = "cosmos1"
+    """Cosmos 1.0 and Predict1: learned position tables, one noise level for all frames, angles that follow
+    the frame rate."""
+    PREDICT2 = "predict2"
+    """No tables, a noise level for each latent frame, angles of frame numbers alone."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DiTShape:
-    """Sizes of a Cosmos 1.0 / Predict1 diffusion transformer (spec/predict1-diffusion.md, 1.1)."""
+    """Sizes of a diffusion transformer (spec/predict1-diffusion.md and spec/predict2-video2world.md, 1.1)."""
 
+    family: Family = Family.COSMOS1
     num_layers: int
     hidden_size: int
     num_heads: int
@@ -47,6 +58,7 @@ class DiTShape:
     max_latent_width: int = 240
     rope_ratios_THW: tuple[float, float, float] = (2.0, 1.0, 1.0)
     base_fps: float = 24.0
+    """Of COSMOS1: the frames per second at which angles count frames."""
 
     @property
     def head_dim(self) -> int:
@@ -71,6 +83,23 @@ class TokenizerShape:
     temporal_compression: int = 8
     statistics_frames: int = 16
     """Latent frames for which mean_std.pt holds a mean and a standard deviation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WanTokenizerShape:
+    """Sizes of a causal video tokenizer of Wan2.1's kind (spec/predict2-video2world.md, 3).
+
+    A latent frame holds four video frames, the first one holds one.
+    """
+
+    channels: int = 96
+    channel_multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    latent_channels: int = 16
+    halves_time: tuple[bool, ...] = (False, True, True)
+    """At each of the spatial halvings of the encoder."""
+    spatial_compression: int = 8
+    temporal_compression: int = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +143,8 @@ class VideoLimits:
     min_frames: int = 9
     max_frames: int = 121
     size_multiple: int = 16
+    given_frames: tuple[int, ...] = (1, 9)
+    """How many frames a Video2World may go on from: those of one latent frame, or of two."""
 
     def at_once(self, num_frames: int) -> int:
         """Of a video of so many frames, those that the network makes at once: all, or those of a chunk."""
@@ -129,6 +160,8 @@ class Sources:
 
     weights: str
     weights_folder: str
+    weights_files: tuple[str, ...] = ()
+    """In that folder, if it holds several networks: names of this one's file, the first that is there."""
     tokenizer: str
     text_encoder: str
     upsampler: str = ""
@@ -145,7 +178,7 @@ class ModelCard:
     name: str
     task: Task
     network: DiTShape
-    tokenizer: TokenizerShape
+    tokenizer: TokenizerShape | WanTokenizerShape
     video: VideoLimits
     sources: Sources
     upsampler: LanguageShape = LanguageShape()
@@ -279,6 +312,84 @@ _PREDICT1 = (
     _between(_predict1(_VIDEO2WORLD_7B, f"{_INTERPOLATOR}_post-trained", is_released=False), seed=11),
 )
 
+_VIDEO2WORLD2 = "Cosmos-Predict2-{size}-Video2World"
+_PREDICT2_2B = ModelCard(
+    name=_VIDEO2WORLD2.format(size="2B"),
+    task=Task.VIDEO2WORLD,
+    network=DiTShape(
+        family=Family.PREDICT2,
+        num_layers=28,
+        hidden_size=2048,
+        num_heads=16,
+        ffn_hidden_size=8192,
+        takes_given_mask=True,
+        rope_ratios_THW=(1.0, 3.0, 3.0),
+    ),
+    tokenizer=WanTokenizerShape(),
+    video=VideoLimits(num_frames=93, fps=16, min_frames=5, given_frames=(1, 5)),
+    sigma_data=1.0,
+    sources=Sources(
+        weights="nvidia/Cosmos-Predict2-2B-Video2World",
+        weights_folder="",
+        weights_files=("model.pt", "model-720p-16fps.pt"),
+        tokenizer="Wan-AI/Wan2.1-T2V-1.3B",
+        text_encoder="google-t5/t5-11b",
+        upsampler="nvidia/Cosmos-Reason1-7B",
+        guardrail="nvidia/Cosmos-Guardrail1",
+        text_guard="meta-llama/Llama-Guard-3-8B",
+    ),
+)
+_PREDICT2_14B = replace(
+    _PREDICT2_2B,
+    name=_VIDEO2WORLD2.format(size="14B"),
+    network=replace(
+        _PREDICT2_2B.network,
+        num_layers=36,
+        hidden_size=5120,
+        num_heads=40,
+        ffn_hidden_size=20480,
+        rope_ratios_THW=(20 / 24, 2.0, 2.0),
+    ),
+    sources=replace(_PREDICT2_2B.sources, weights="nvidia/Cosmos-Predict2-14B-Video2World"),
+)
+_HEIGHT_WIDTH = {"480p": (432, 768), "720p": (704, 1280)}
+_FRAMES_OF_FPS = {10: 61, 16: 93}
+
+
+def _predict2_variant(card: ModelCard, resolution: str, fps: int) -> ModelCard:
+    """One of the networks that lie in a repository of Predict2: each was trained for one size and rate."""
+    height, width = _HEIGHT_WIDTH[resolution]
+    return replace(
+        card,
+        name=f"{card.name}-{resolution}-{fps}fps",
+        video=replace(card.video, fps=fps, num_frames=_FRAMES_OF_FPS[fps], height=height, width=width),
+        sources=replace(card.sources, weights_files=(f"model-{resolution}-{fps}fps.pt",)),
+    )
+
+
+_PREDICT2 = tuple(
+    variant
+    for card in (_PREDICT2_2B, _PREDICT2_14B)
+    for variant in (
+        card,
+        *(_predict2_variant(card, resolution, fps) for resolution in ("480p", "720p") for fps in (10, 16)),
+    )
+)
+_LARGEST_480P = 500_000
+"""Pixels of a frame: those of 480p have up to 332,000, those of 720p at least 676,000."""
+
+
+def variant_for(card: ModelCard, *, height: int | None, width: int | None, fps: int | None) -> ModelCard:
+    """Of a repository that holds several networks the one trained nearest to this size and rate.
+
+    `card` itself if it is one of them, or if there is only one. None stands for the card's own.
+    """
+    pixels = (height or card.video.height) * (width or card.video.width)
+    resolution = "480p" if pixels <= _LARGEST_480P else "720p"
+    rate = 10 if (fps or card.video.fps) <= 12 else 16
+    return CARDS.get(f"{card.name}-{resolution}-{rate}fps", card)
+
+
 _NANO_TEXT2WORLD = ModelCard(
     name="Cosmos-Nano-Text2World",
     task=Task.TEXT2WORLD,
@@ -317,6 +428,7 @@ CARDS = {
     for card in (
         *(_TEXT2WORLD_7B, _TEXT2WORLD_14B, _VIDEO2WORLD_7B, _VIDEO2WORLD_14B),
         *_PREDICT1,
+        *_PREDICT2,
         *(_NANO_TEXT2WORLD, _NANO_VIDEO2WORLD, _NANO_INTERPOLATOR),
     )
 }

@@ -10,7 +10,15 @@ Memory is in bytes, heights and widths in pixels of the video.
 from dataclasses import dataclass
 from itertools import accumulate
 
-from cosmos_nemo.catalog import DiTShape, LanguageShape, ModelCard, Task, VisionShape
+from cosmos_nemo.catalog import (
+    DiTShape,
+    Family,
+    LanguageShape,
+    ModelCard,
+    Task,
+    VisionShape,
+    WanTokenizerShape,
+)
 from cosmos_nemo.plan import Plan
 
 GIB = 2**30
@@ -38,6 +46,10 @@ _VIDEO_GUARD_WORK = 33 * GIB // 10
 _IMAGE_WORK = GIB // 5
 """The vision tower's, on an image of 1024 x 1024 pixels; with one of 1280 x 704 the upsampler's measured
 peak is 0.2 GiB below the prediction."""
+_WAN_DECODE = 10 * GIB
+"""Of Wan2.1's tokenizer at 1280 x 704, a latent frame after the other."""
+_REFINER_WORK = GIB
+"""Keys, values and activations of the prompt refiner with up to 1,280 tokens of a picture."""
 _WIDTHS_SPLIT_BY_TENSOR_PARALLEL = 8.0
 """Of _WIDTHS: the four-fold width of the MLP, before and after its activation."""
 DEVICE_OVERHEAD = 3 * GIB // 2
@@ -47,7 +59,9 @@ _LATENT_CELLS, _CHANNELS = 88 * 160, 128
 _FRAMES_PER_PIECE = 8
 _TOKENIZER_ENCODER, _TOKENIZER_DECODER = 42_914_864, 62_738_832
 _COLORS = 3
+_WAN_TOKENIZER, _WAN_CHANNELS = 126_892_531, 96
 _LLAMA_GUARD = 8_030_261_248
+_REFINER = 8_292_166_656
 _SIGLIP_VISION, _FACE_DETECTOR = 428_225_600, 27_293_600
 # Parameters, and work on a prompt of 512 tokens: the first measured, the second estimated.
 _TEXT_ENCODERS = {
@@ -241,7 +255,9 @@ def network_parameters(shape: DiTShape, *, tensor_parallel: int = 1) -> int:
     width, rank, patch = shape.hidden_size, shape.adaln_lora_dim, shape.patch_size
     linears = 6 * width * width + 2 * width * shape.text_dim + 2 * width * shape.ffn_hidden_size
     whole = 30 * rank * width + 4 * shape.head_dim
-    places = shape.max_latent_frames + shape.max_latent_height // patch + shape.max_latent_width // patch
+    places = 0
+    if shape.family is Family.COSMOS1:
+        places = shape.max_latent_frames + (shape.max_latent_height + shape.max_latent_width) // patch
     timestep = 4 * width * width + width
     ends = (shape.patch_dim + shape.latent_channels * patch**2 + 3 * rank) * width
     return shape.num_layers * (linears // tensor_parallel + whole) + places * width + timestep + ends
@@ -265,6 +281,8 @@ def vision_parameters(shape: VisionShape, language_width: int) -> int:
 
 def _upsampler(card: ModelCard) -> StageMemory:
     """One that looks at images keeps the keys and values of as many tokens as it may read and write."""
+    if card.network.family is Family.PREDICT2:
+        return StageMemory("upsampler", _REFINER * _BFLOAT16, _REFINER_WORK)
     language, parameters = card.upsampler, language_parameters(card.upsampler)
     if card.task is Task.TEXT2WORLD:
         return StageMemory("upsampler", parameters * _BFLOAT16, _LANGUAGE_WORK)
@@ -301,6 +319,10 @@ def _tokenizer(card: ModelCard, latent_THW: tuple[int, int, int]) -> StageMemory
     What looks at images has the encoder's weights too.
     """
     frames, rows, columns = latent_THW
+    if isinstance(card.tokenizer, WanTokenizerShape):
+        share = rows * columns / _LATENT_CELLS * card.tokenizer.channels / _WAN_CHANNELS
+        weights = int(_WAN_TOKENIZER * (card.tokenizer.channels / _WAN_CHANNELS) ** 2) * _BFLOAT16
+        return StageMemory("tokenizer", weights, int(share * _WAN_DECODE))
     cells, channels = rows * columns / _LATENT_CELLS, card.tokenizer.channels / _CHANNELS
     pieces = _DECODE_GIB + _DECODE_GIB_PER_LATENT_FRAME * min(frames, _FRAMES_PER_PIECE)
     at_once = frames if frames < 2 else 2 + frames % 2

@@ -25,8 +25,6 @@ SAMPLER_NAMES = ("RES", "RES-1euler", "RES-2mid", "EDM")
 OFFLOADABLE = ("prompt_upsampler", "guardrails", "text_encoder", "denoise", "tokenizer")
 """In the order in which they are first used; "guardrails" are both guards."""
 VIDEO_SUFFIXES = (".mp4", ".npy")
-GIVEN_FRAMES = (1, 9)
-"""Frames that a Video2World may go on from: one latent frame, or two."""
 _MAX_CHUNKS = 50
 _MAX_PAIRS = 500
 """Whose frames, of 1280 x 704 pixels, take 12 GB of host memory."""
@@ -44,6 +42,8 @@ class Setup:
 
     model: str
     nemo_checkpoint: Path | None = None
+    averaged: bool = False
+    """The moving average over the training, of a file that holds it too."""
     assets_dir: Path | None = None
     tokenizer_dir: Path | None = None
     text_encoder_dir: Path | None = None
@@ -103,9 +103,9 @@ class Video2WorldRequest(Text2WorldRequest):
 
     visual_input: Path
     num_input_frames: int = 1
-    """Of the visual input, its last ones: 1 or 9."""
+    """Of the visual input, its last ones: one of the card's `given_frames`."""
     num_overlap_frames: int = 9
-    """Of the chunk before, its last ones: 1 or 9."""
+    """Of the chunk before, its last ones: likewise."""
     keeps_input_size: bool = False
     """The frames written have the visual input's size; they are made in `height` and `width` all the same."""
 
@@ -257,8 +257,9 @@ def _frames(request: Text2WorldRequest, card: ModelCard) -> None:
 
 
 def _given_frames(flag: str, value: int, request: Video2WorldRequest, card: ModelCard) -> None:
-    if value not in GIVEN_FRAMES:
-        raise RequestError(f"{flag} {value} must be {' or '.join(map(str, GIVEN_FRAMES))}.")
+    if value not in card.video.given_frames:
+        few, many = card.video.given_frames
+        raise RequestError(f"{flag} {value} must be {few} or {many} for {card.name}.")
     is_one_chunk = request.num_frames <= card.video.max_frames
     if is_one_chunk and flag == "--num_overlap_frames":
         return

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from cosmos_nemo.catalog import CARDS, DiTShape
+from cosmos_nemo.models.build import build_network
 from cosmos_nemo.models.common.backend import torch_backend
-from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
-from cosmos_nemo.models.cosmos1_dit.spec import build_network
+from cosmos_nemo.models.common.dit.model import DiT
 from cosmos_nemo.parallel.groups import start_alone
 from cosmos_nemo.sampling.samplers import OnStep
 from cosmos_nemo.stages.base import Stage
@@ -63,7 +63,7 @@ class Threads:
         self.barrier.wait()
 
 
-def tiny_network(shape: DiTShape = TINY, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Cosmos1DiT:
+def tiny_network(shape: DiTShape = TINY, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> DiT:
     """A network on one rank with random weights, none of them zero or small enough to hide a fault."""
     network = build_network(
         shape, backend=torch_backend(), pg_collection=start_alone(CPU).collection, device=CPU, dtype=dtype

@@ -254,8 +254,8 @@ def test_the_readme_has_the_commands_of_the_interpolators_document() -> None:
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme") / "checkpoints"
-    names = ("7B-Text2World", "14B-Text2World", "7B-Video2World", "7B-WorldInterpolator")
-    cards = [CARDS[f"Cosmos-Predict1-{name}"] for name in names]
+    names = ("1-7B-Text2World", "1-14B-Text2World", "1-7B-Video2World", "1-7B-WorldInterpolator")
+    cards = [CARDS[f"Cosmos-Predict{name}"] for name in (*names, "2-2B-Video2World")]
     write_standin(cards, folder, seed=0, layout="folder")
     (folder / f"{cards[0].name}_post-trained").symlink_to(folder / cards[0].name)
     return folder
@@ -271,7 +271,7 @@ def test_every_command_of_predict1_passes_a_dry_run_with_stand_ins(
 ) -> None:
     from cosmos_nemo.launch import run
 
-    for name in ("checkpoints", "stand-ins"):
+    for name in ("checkpoints", "stand-ins", "stand-ins-2"):
         (tmp_path / name).symlink_to(stand_ins)
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     monkeypatch.chdir(tmp_path)
@@ -333,7 +333,8 @@ def test_every_page_is_listed() -> None:
 def test_the_readme_names_every_model() -> None:
     table = read("README.md").partition("## Models")[2]
     short = {name for name in CARDS if f"`{name}`" not in table}
-    assert {name.partition("_post-trained")[2] for name in short} <= set(re.findall(r"`(-[\w-]+)`", table))
+    endings = {re.split(r"_post-trained|(?=-\d+p-)", name, maxsplit=1)[1] for name in short}
+    assert endings <= set(re.findall(r"`(-[\w-]+)`", table))
 
 
 def _figures(page: str, row: str) -> list[str]:

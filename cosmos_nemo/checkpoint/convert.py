@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cosmos_nemo.catalog import Family
 from cosmos_nemo.checkpoint.identity import Identity, identify
 from cosmos_nemo.checkpoint.names import network_rules
 from cosmos_nemo.checkpoint.network import open_network
-from cosmos_nemo.checkpoint.reader import Checkpoint, LazyTensor
+from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError, LazyTensor
 from cosmos_nemo.checkpoint.reader.base import Index
 from cosmos_nemo.checkpoint.rules import Rule
 from cosmos_nemo.checkpoint.writer import write_diffusers, write_model_pt, write_safetensors, write_torch_dist
@@ -19,10 +20,12 @@ from cosmos_nemo.checkpoint.writer.new_path import refuse_existing
 WRITERS: dict[str, Callable[..., None]] = {
     "nemo": write_torch_dist,
     "predict1": write_model_pt,
+    "predict2": write_model_pt,
     "safetensors": write_safetensors,
     "diffusers": write_diffusers,
 }
-"""What `to` may be: NeMo's torch_dist, Predict1's model.pt, safetensors in its names, a diffusers folder."""
+"""What `to` may be: NeMo's torch_dist, a family's model.pt, safetensors in its names, a diffusers folder."""
+_FAMILY_OF = {"predict1": Family.COSMOS1, "predict2": Family.PREDICT2}
 
 
 def convert(
@@ -37,12 +40,16 @@ def convert(
     """Writes the network at `source` into the new folder `target`, in the layout `to`; returns which it was.
 
     `model` names its card, found by its shapes if left out; `dtype` None keeps each tensor's own. One tensor
-    is in memory at a time (all of them for "predict1", which torch.save writes at once);
+    is in memory at a time (all of them for a model.pt, which torch.save writes at once);
     `on_tensor(done, total)` follows each. Raises CheckpointError, CatalogError.
     """
     refuse_existing(target)
     checkpoint = open_network(source)
     identity = identify(checkpoint, model=model)
+    family = identity.card.network.family
+    if family is not _FAMILY_OF.get(to, family):
+        (other,) = (name for name, wanted in _FAMILY_OF.items() if wanted is family)
+        raise CheckpointError(f"{source} is {identity.base.name}: convert it --to {other}, not {to}.")
     rules = network_rules(identity.card.network, checkpoint)
     tensors = lazy_network(checkpoint, rules=rules, dtype=dtype)
     if on_tensor is not None:

@@ -15,6 +15,7 @@ from cosmos_nemo.checkpoint.released import (
     text_encoder,
     text_guard,
     video_tokenizer,
+    wan_tokenizer,
 )
 
 
@@ -62,7 +63,10 @@ PREDICT2 = Family(
 FAMILIES = {family.name: family for family in (PREDICT1, PREDICT2)}
 SIZES = tuple(dict.fromkeys(size for family in FAMILIES.values() for size in family.sizes))
 TYPES = tuple(dict.fromkeys(kind for family in FAMILIES.values() for kind in family.types))
-INFERENCE_RUNS = {"predict1": ("Text2World", "Video2World", "WorldInterpolator")}
+INFERENCE_RUNS = {
+    "predict1": ("Text2World", "Video2World", "WorldInterpolator"),
+    "predict2": ("Video2World",),
+}
 """The types that this package can run; what else is fetched waits for its pipeline."""
 
 
@@ -86,6 +90,21 @@ def image_upsampler(repository: str, *, model: str) -> HubFiles:
         repository=repository,
         needs=(("params.json", "config.json"), ("consolidated.safetensors", "model.pt")),
         allow=("params.json", "consolidated.safetensors"),
+        flag="--prompt_upsampler_dir",
+        model=model,
+    )
+
+
+REFINERS = ("nvidia/Cosmos-Reason1-7B", "Qwen/Qwen2.5-VL-7B-Instruct")
+"""Repositories with a model that can refine prompts; --prompt_upsampler_dir may name one of them."""
+
+
+def prompt_refiner(repository: str, *, model: str) -> HubFiles:
+    """A language model that reads the prompt and sees the picture."""
+    return HubFiles(
+        repository=repository,
+        needs=(("config.json",), ("tokenizer.json",), ("*.safetensors",)),
+        ignore=("*.md", ".gitattributes"),
         flag="--prompt_upsampler_dir",
         model=model,
     )
@@ -213,12 +232,16 @@ def _network(family: Family, size: str, kind: str) -> HubFiles:
     model = family.model(size, kind)
     files = network(f"nvidia/{model}", model=model)
     if family is PREDICT2 and kind == "Video2World":
-        names = ("model.pt", "model-720p-16fps.pt")  # before the release and since
-        return replace(files, needs=(names,), allow=(*names, "config.json"))
+        return one_of(files, ("model.pt", "model-720p-16fps.pt"))  # before the release and since
     if kind == "SingleToMultiView-Sample-AV":
         names = ("t2w_model.pt", "v2w_model.pt")
         return replace(files, needs=((names[0],), (names[1],)), allow=(*names, "config.json"))
     return files
+
+
+def one_of(files: HubFiles, names: tuple[str, ...]) -> HubFiles:
+    """Of a repository with several networks, the one whose file has any of these names."""
+    return replace(files, needs=(names,), allow=(*names, "config.json"))
 
 
 def _predict1_extras(kinds: set[str], *, model: str) -> list[HubFiles]:
@@ -231,23 +254,7 @@ def _predict1_extras(kinds: set[str], *, model: str) -> list[HubFiles]:
 
 
 def _predict2_extras(kinds: set[str], *, model: str) -> list[HubFiles]:
-    extras = [
-        HubFiles(
-            repository="Wan-AI/Wan2.1-T2V-1.3B",
-            needs=(("Wan2.1_VAE.pth",),),
-            allow=("Wan2.1_VAE.pth",),
-            flag="--tokenizer_dir",
-            model=model,
-        )
-    ]
+    extras = [wan_tokenizer("Wan-AI/Wan2.1-T2V-1.3B", model=model)]
     if "Video2World" in kinds:
-        extras.append(
-            HubFiles(
-                repository="nvidia/Cosmos-Reason1-7B",
-                needs=(("config.json",), ("tokenizer.json",), ("*.safetensors",)),
-                ignore=("*.md", ".gitattributes"),
-                flag="--prompt_upsampler_dir",
-                model=model,
-            )
-        )
+        extras.append(prompt_refiner(REFINERS[0], model=model))
     return extras

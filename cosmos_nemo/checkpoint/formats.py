@@ -1,6 +1,6 @@
 """The formats a diffusion transformer is stored in, as tables of names.
 
-Sources: spec/predict1-diffusion.md, 2 and spec/nemo-cosmos1.md, 3.2.
+Sources: spec/predict1-diffusion.md, 2, spec/predict2-video2world.md, 2, and spec/nemo-cosmos1.md, 3.2.
 """
 
 import re
@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from cosmos_nemo.catalog import Family
 from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError
 from cosmos_nemo.checkpoint.rules import (
     BlockDiagonal,
@@ -81,6 +82,40 @@ _PREDICT1_LAYER: dict[str, Stored] = {
     "mlp.linear_fc2.weight": (Same, ("blocks.2.block.layer2.weight",)),
 }
 
+_PREDICT2_SUBLAYERS = ("self_attn", "cross_attn", "mlp")
+_PREDICT2_LAYER: dict[str, Stored] = {
+    "adaLN.adaLN_modulation.1.weight": (
+        JoinedRows,
+        tuple(f"adaln_modulation_{part}.1.weight" for part in _PREDICT2_SUBLAYERS),
+    ),
+    "adaLN.adaLN_modulation.2.weight": (
+        BlockDiagonal,
+        tuple(f"adaln_modulation_{part}.2.weight" for part in _PREDICT2_SUBLAYERS),
+    ),
+    "full_self_attention.linear_qkv.weight": (
+        InterleavedHeads,
+        tuple(f"self_attn.{part}_proj.weight" for part in "qkv"),
+    ),
+    "full_self_attention.linear_proj.weight": (Same, ("self_attn.output_proj.weight",)),
+    "full_self_attention.q_layernorm.weight": (Same, ("self_attn.q_norm.weight",)),
+    "full_self_attention.k_layernorm.weight": (Same, ("self_attn.k_norm.weight",)),
+    "cross_attention.linear_q.weight": (Same, ("cross_attn.q_proj.weight",)),
+    "cross_attention.linear_kv.weight": (
+        InterleavedHeads,
+        tuple(f"cross_attn.{part}_proj.weight" for part in "kv"),
+    ),
+    "cross_attention.linear_proj.weight": (Same, ("cross_attn.output_proj.weight",)),
+    "cross_attention.q_layernorm.weight": (Same, ("cross_attn.q_norm.weight",)),
+    "cross_attention.k_layernorm.weight": (Same, ("cross_attn.k_norm.weight",)),
+    "mlp.linear_fc1.weight": (Same, ("mlp.layer1.weight",)),
+    "mlp.linear_fc2.weight": (Same, ("mlp.layer2.weight",)),
+}
+_PREDICT2_TOP = {
+    "affline_norm.weight": "t_embedding_norm.weight",
+    "final_layer.adaLN_modulation.1.weight": "final_layer.adaln_modulation.1.weight",
+    "final_layer.adaLN_modulation.2.weight": "final_layer.adaln_modulation.2.weight",
+}
+
 _DIFFUSERS_LAYER: dict[str, Stored] = {
     "adaLN.adaLN_modulation.1.weight": (
         JoinedRows,
@@ -129,6 +164,13 @@ PREDICT1 = Format(
     layer_prefix="blocks.block{layer}.",
     layer=_PREDICT1_LAYER,
 )
+PREDICT2 = Format(
+    name="predict2",
+    marker=r"(?<!_)blocks\.(\d+)\.",
+    top=_PREDICT2_TOP,
+    layer_prefix="blocks.{layer}.",
+    layer=_PREDICT2_LAYER,
+)
 DIFFUSERS = Format(
     name="diffusers",
     marker=r"transformer_blocks\.(\d+)\.",
@@ -137,7 +179,9 @@ DIFFUSERS = Format(
     layer=_DIFFUSERS_LAYER,
 )
 _IN_MEMORY = Format(name="in memory", marker=r"decoder\.layers\.(\d+)\.")
-_FORMATS = (NEMO, PREDICT1, DIFFUSERS, _IN_MEMORY)
+_FORMATS = (NEMO, PREDICT1, PREDICT2, DIFFUSERS, _IN_MEMORY)
+RELEASED = {Family.COSMOS1: PREDICT1, Family.PREDICT2: PREDICT2}
+"""How the .pt files of each family name their tensors."""
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 
@@ -151,7 +195,7 @@ def network_names(checkpoint: Checkpoint) -> list[str]:
 
 
 def detect_format(checkpoint: Checkpoint) -> tuple[Format, str]:
-    """The format and what stands before its names; CheckpointError if the file holds no Cosmos 1 network."""
+    """The format and what stands before its names; CheckpointError if the file holds none."""
     names = network_names(checkpoint)
     for format_ in _FORMATS:
         prefixes = Counter(name[: m.start()] for name in names if (m := re.search(format_.marker, name)))
@@ -159,5 +203,5 @@ def detect_format(checkpoint: Checkpoint) -> tuple[Format, str]:
             return format_, prefixes.most_common(1)[0][0]
     some = ", ".join(names[:3]) or "none at all"
     raise CheckpointError(
-        f"{checkpoint.path} holds no Cosmos 1 diffusion transformer: its {len(names):,} tensors are {some}"
+        f"{checkpoint.path} holds no diffusion transformer of Cosmos: its {len(names):,} tensors are {some}"
     )

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from cosmos_nemo.catalog import ModelCard, Task
+from cosmos_nemo.catalog import Family, ModelCard, Task, WanTokenizerShape
 from cosmos_nemo.checkpoint import families, hub, released
 from cosmos_nemo.checkpoint.families import beside, door_for, lacking_together, with_beside
 from cosmos_nemo.checkpoint.released import HubFiles
@@ -22,12 +22,36 @@ class LocateError(ValueError):
 
 
 def weights_of(card: ModelCard) -> HubFiles:
-    """The network's checkpoint."""
-    return released.network(card.sources.weights, folder=card.sources.weights_folder, model=card.name)
+    """The network's checkpoint; of a repository with several networks, the card's own file."""
+    sources = card.sources
+    files = released.network(sources.weights, folder=sources.weights_folder, model=card.name)
+    return families.one_of(files, sources.weights_files) if sources.weights_files else files
+
+
+def network_in(place: Path, card: ModelCard) -> Path:
+    """The card's own file in a folder that may hold several networks, else `place` itself.
+
+    LocateError if the folder holds other networks of the repository, and not this one.
+    """
+    names = card.sources.weights_files
+    if not names or not place.is_dir():
+        return place
+    found = next((place / name for name in names if (place / name).is_file()), None)
+    if found is not None:
+        return found
+    others = sorted(path.name for path in place.glob("model*.pt"))
+    if others:
+        raise LocateError(
+            f"{place} holds {', '.join(others)}, but {card.name} is {' or '.join(names)}: pass the path of "
+            f"a file with {weights_of(card).flag}, or download that one ({door_for(card.name)})."
+        )
+    return place
 
 
 def tokenizer_of(card: ModelCard) -> HubFiles:
     """The video tokenizer and its statistics."""
+    if isinstance(card.tokenizer, WanTokenizerShape):
+        return released.wan_tokenizer(card.sources.tokenizer, model=card.name)
     return released.video_tokenizer(card.sources.tokenizer, model=card.name)
 
 
@@ -36,8 +60,15 @@ def text_encoder_of(card: ModelCard) -> HubFiles:
     return released.text_encoder(card.sources.text_encoder, model=card.name)
 
 
-def upsampler_of(card: ModelCard) -> HubFiles:
-    """The prompt upsampler and its tokenizer: one that looks at images for every task but Text2World."""
+def upsampler_of(card: ModelCard, given: Path | None = None) -> HubFiles:
+    """The prompt upsampler and its tokenizer: one that looks at images for every task but Text2World.
+
+    given: what a person named; of Predict2's it may be the repository of another model that serves.
+    """
+    if card.network.family is Family.PREDICT2:
+        name = given.as_posix() if given is not None else ""
+        repository = name if name in families.REFINERS else card.sources.upsampler
+        return families.prompt_refiner(repository, model=card.name)
     if card.task is Task.TEXT2WORLD:
         return released.prompt_upsampler(card.sources.upsampler, model=card.name)
     return families.image_upsampler(card.sources.upsampler, model=card.name)

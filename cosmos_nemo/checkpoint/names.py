@@ -5,7 +5,7 @@ Ours are the parameter names of the network in memory, one entry per layer (spec
 
 from typing import Any
 
-from cosmos_nemo.catalog import DiTShape
+from cosmos_nemo.catalog import DiTShape, Family
 from cosmos_nemo.checkpoint.formats import Format, detect_format, network_names
 from cosmos_nemo.checkpoint.mismatch import check_tensors
 from cosmos_nemo.checkpoint.reader import Checkpoint
@@ -31,11 +31,14 @@ def parameter_shapes(shape: DiTShape) -> dict[str, Shape]:
         "mlp.linear_fc1.weight": (shape.ffn_hidden_size, width),
         "mlp.linear_fc2.weight": (width, shape.ffn_hidden_size),
     }
-    return {
-        "x_embedder.proj.1.weight": (width, shape.patch_dim),
+    tables = {
         "extra_pos_embedder.pos_emb_h": (shape.max_latent_height // shape.patch_size, width),
         "extra_pos_embedder.pos_emb_w": (shape.max_latent_width // shape.patch_size, width),
         "extra_pos_embedder.pos_emb_t": (shape.max_latent_frames, width),
+    }
+    return {
+        "x_embedder.proj.1.weight": (width, shape.patch_dim),
+        **(tables if shape.family is Family.COSMOS1 else {}),
         "t_embedder.1.linear_1.weight": (width, width),
         "t_embedder.1.linear_2.weight": (3 * width, width),
         "affline_norm.weight": (width,),

@@ -18,6 +18,7 @@ _FOLDERS = {
             "meta-llama/Llama-Guard-3-8B",
             "nvidia/Cosmos-Guardrail1",
             "nvidia/Cosmos-Reason1-7B",
+            "Qwen/Qwen2.5-VL-7B-Instruct",
             "Wan-AI/Wan2.1-T2V-1.3B",
         )
     },
@@ -155,6 +156,12 @@ def video_tokenizer(repository: str, *, model: str) -> HubFiles:
         flag="--tokenizer_dir",
         model=model,
     )
+
+
+def wan_tokenizer(repository: str, *, model: str) -> HubFiles:
+    """Wan2.1's video tokenizer, which lies beside networks that are not needed."""
+    names = ("tokenizer.pth", "Wan2.1_VAE.pth")
+    return HubFiles(repository=repository, needs=(names,), allow=names, flag="--tokenizer_dir", model=model)
 
 
 def text_encoder(repository: str, *, model: str) -> HubFiles:

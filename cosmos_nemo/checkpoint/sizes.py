@@ -2,7 +2,7 @@
 
 from dataclasses import fields, replace
 
-from cosmos_nemo.catalog import CARDS, DiTShape, ModelCard
+from cosmos_nemo.catalog import CARDS, DiTShape, Family, ModelCard
 from cosmos_nemo.checkpoint.formats import detect_format, network_names
 from cosmos_nemo.checkpoint.reader import Checkpoint
 
@@ -39,10 +39,16 @@ def infer_shape(checkpoint: Checkpoint, *, like: DiTShape) -> DiTShape | None:
         text_dim=size(layer + "cross_attention.linear_kv.weight", -1),
         latent_channels=channels,
         takes_given_mask=size("x_embedder.proj.1.weight", -1) == (channels + 2) * patch**2,
-        max_latent_frames=size("extra_pos_embedder.pos_emb_t", -2),
-        max_latent_height=size("extra_pos_embedder.pos_emb_h", -2) * patch,
-        max_latent_width=size("extra_pos_embedder.pos_emb_w", -2) * patch,
     )
+    frames = size("extra_pos_embedder.pos_emb_t", -2)
+    found = replace(found, family=Family.COSMOS1 if frames else Family.PREDICT2)
+    if frames:
+        found = replace(
+            found,
+            max_latent_frames=frames,
+            max_latent_height=size("extra_pos_embedder.pos_emb_h", -2) * patch,
+            max_latent_width=size("extra_pos_embedder.pos_emb_w", -2) * patch,
+        )
     is_known = size("x_embedder.proj.1.weight", -1) == found.patch_dim
     return (
         found

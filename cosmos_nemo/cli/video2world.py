@@ -1,13 +1,16 @@
-"""The command line of inference/video2world.py, as Predict1 published it (spec/predict1-diffusion.md, 8.1).
+"""The command line of inference/video2world.py, as Predict1 and Predict2 published it.
 
---keep_input_size does what the released script always did.
+spec/predict1-diffusion.md, 8.1; spec/predict2-video2world.md, 6.1. Family and defaults are the model's.
+--keep_input_size does what Predict1's script always did.
 """
 
 import argparse
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from cosmos_nemo.catalog import Task
+from cosmos_nemo.catalog import CARDS, Family, ModelCard, Task, variant_for
 from cosmos_nemo.cli.flags import EXIT_STATUS, add_batch, add_video, check_effects, parse_flags
 from cosmos_nemo.cli.invocation import Invocation
 from cosmos_nemo.cli.predict1 import (
@@ -22,9 +25,14 @@ from cosmos_nemo.cli.predict1 import (
     video_path,
 )
 from cosmos_nemo.cli.translate import invocation_of, request_of
-from cosmos_nemo.request import Video2WorldRequest
+from cosmos_nemo.request import RequestError, Setup, Video2WorldRequest
+
+logger = logging.getLogger(__name__)
 
 _DEFAULT_MODEL = "Cosmos-Predict1-7B-Video2World"
+_SINGLE = "model.pt"
+"""A folder that holds this file holds one network, whatever its size."""
+_OF_PREDICT1 = 9
 
 
 def parse_video2world(argv: Sequence[str]) -> Invocation:
@@ -33,18 +41,48 @@ def parse_video2world(argv: Sequence[str]) -> Invocation:
     flags = parse_flags(_parser(), argv)
     check_effects(flags, upsamples=not flags.disable_prompt_upsampler, visual_flag=VISUAL_FLAG)
     path = video_path(flags)
-    card, setup = find_model(flags, task=Task.VIDEO2WORLD)
+    named, setup = find_model(flags, task=Task.VIDEO2WORLD)
+    card = _nearest_network(named, flags, setup)
+    if flags.load_ema and card.network.family is not Family.PREDICT2:
+        raise RequestError(f"--load_ema is for Predict2's files, not for {card.name}. Leave it out.")
+    setup = replace(setup, model=card.name, averaged=flags.load_ema)
     request = request_of(
         flags,
         card,
         kind=Video2WorldRequest,
         video_path=path,
         visual_input=Path(flags.input_image_or_video_path or ""),
-        num_input_frames=flags.num_input_frames,
-        num_overlap_frames=flags.num_overlap_frames,
+        num_input_frames=_num_input_frames(flags.num_input_frames, card),
+        num_overlap_frames=flags.num_overlap_frames or max(card.video.given_frames),
         keeps_input_size=flags.keep_input_size,
     )
     return invocation_of(flags, setup, request, folder=Path(flags.video_save_folder))
+
+
+def _nearest_network(card: ModelCard, flags: argparse.Namespace, setup: Setup) -> ModelCard:
+    """Of a repository with several networks the one for the size that is asked for, unless one is named.
+
+    If its file is not there and another network's is, that one: a download brings one of them.
+    """
+    nearest = variant_for(card, height=flags.height, width=flags.width, fps=flags.fps)
+    given = setup.nemo_checkpoint or Path(flags.diffusion_transformer_dir)
+    places = [given] if setup.assets_dir is None else [setup.assets_dir / given, given]
+    if nearest is card or any(place.is_file() or (place / _SINGLE).is_file() for place in places):
+        return card
+    there = {path.name for place in places if place.is_dir() for path in place.glob("model-*.pt")}
+    variants = [other for other in CARDS.values() if other.name.startswith(f"{card.name}-")]
+    found = next((other for other in (nearest, *variants) if there & {*other.sources.weights_files}), nearest)
+    if found is not nearest:
+        logger.warning("%s is not here: taking %s", nearest.sources.weights_files[0], found.name)
+    return found
+
+
+def _num_input_frames(asked: int, card: ModelCard) -> int:
+    """As many as the model can go on from. Commands for Predict2 ask for Predict1's 9 where 5 are meant."""
+    if card.network.family is Family.PREDICT2 and asked == _OF_PREDICT1:
+        logger.warning("%s goes on from 1 or 5 frames: --num_input_frames 9 is taken for 5", card.name)
+        return max(card.video.given_frames)
+    return asked
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,16 +95,19 @@ def _parser() -> argparse.ArgumentParser:
     video = parser.add_argument_group("the video")
     add_visual_input(video, kinds="the image or video to go on from")
     video.add_argument(
-        "--num_input_frames", type=int, default=1, help="of the input, its last ones: 1 or 9; 1"
+        "--num_input_frames",
+        type=int,
+        default=1,
+        help="of the input, its last ones: 1 or 9, of Predict2 1 or 5; 1",
     )
     add_visual_prompt(video)
     add_batch(video, line=f"{VISUAL_LINE}, instead of {VISUAL_FLAG}")
-    add_video(video, num_frames="8k+1; the model's, 121; more are made in chunks")
+    add_video(video, num_frames="8k+1, of Predict2 4k+1; the model's, 121 or 93; more are made in chunks")
     video.add_argument(
         "--num_overlap_frames",
         type=int,
-        default=Video2WorldRequest.num_overlap_frames,
-        help="with which a chunk goes on from the one before: 1 or 9; 9",
+        default=None,
+        help="with which a chunk goes on from the one before: 1 or 9, of Predict2 1 or 5; the larger",
     )
     video.add_argument(
         "--keep_input_size",
@@ -74,6 +115,10 @@ def _parser() -> argparse.ArgumentParser:
         help="write frames of the input's size; they are made in --height and --width",
     )
     add_output(video)
-    add_files(parser.add_argument_group("models and files"), default_model=_DEFAULT_MODEL)
+    files = parser.add_argument_group("models and files")
+    add_files(files, default_model=_DEFAULT_MODEL)
+    files.add_argument(
+        "--load_ema", action="store_true", help="of a .pt of Predict2, the moving average of the weights"
+    )
     add_vision_models(parser)
     return parser

@@ -46,12 +46,18 @@ class BatchFile:
 
 
 def read_batch(
-    path: Path, *, template: Text2WorldRequest, folder: Path, prompt_is_made: bool = False
+    path: Path,
+    *,
+    template: Text2WorldRequest,
+    folder: Path,
+    prompt_is_made: bool = False,
+    prompt_is_read: bool = False,
 ) -> BatchFile:
     """What the file holds, with all that its lines leave open as in `template`.
 
-    A line needs a "prompt" unless prompt_is_made (by an upsampler, which heeds none), and a "visual_input" if
-    the template has one; a relative path is one from the working folder, as in the released scripts.
+    A line needs a "prompt" unless prompt_is_made (by an upsampler, which heeds none unless prompt_is_read),
+    and a "visual_input" if the template has one; a relative path is one from the working folder, as in the
+    released scripts.
     The video of line n is `folder`/(n - 1).mp4, whatever the other lines hold, as in the released scripts;
     empty lines make none. RequestError if the file cannot be read or holds no good line.
     """
@@ -71,7 +77,7 @@ def read_batch(
             bad.append(BadLine(number=number, reason=str(error)))
             continue
         passed_over |= record.keys() - _FIELDS.keys() - {_VISUAL_INPUT}
-        if prompt_is_made and fields.get("prompt"):
+        if prompt_is_made and not prompt_is_read and fields.get("prompt"):
             passed_over.add("prompt")
         requests.append(
             replace(template, **fields, video_path=folder / f"{number - 1}.mp4", line_number=number)

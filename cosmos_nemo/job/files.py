@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
-from cosmos_nemo.catalog import ModelCard, Task, with_overrides
+from cosmos_nemo.catalog import Family, ModelCard, Task, TokenizerShape, with_overrides
 from cosmos_nemo.checkpoint.card_file import read_card_file
 from cosmos_nemo.checkpoint.fingerprint import fingerprint
 from cosmos_nemo.checkpoint.locate import (
     guardrail_of,
     locate,
+    network_in,
     text_encoder_of,
     text_guard_of,
     tokenizer_of,
@@ -27,9 +28,10 @@ from cosmos_nemo.stages.guardrail import WORD_LISTS
 from cosmos_nemo.stages.guardrail.text_guard import check_text_guard
 from cosmos_nemo.stages.guardrail.video_guard import check_video_guard
 from cosmos_nemo.stages.image_upsampler import check_image_upsampler
+from cosmos_nemo.stages.prompt_refiner import check_refiner
 from cosmos_nemo.stages.prompt_upsampler import check_upsampler
 from cosmos_nemo.stages.text_folder import check_text_folder
-from cosmos_nemo.stages.tokenizer import Tokenizer
+from cosmos_nemo.stages.tokenizer_choice import tokenizer_for
 from cosmos_nemo.stages.tokenizer_folder import read_statistics
 
 
@@ -102,7 +104,7 @@ def find_files(card: ModelCard, setup: Setup, needs: Needs, *, download: bool) -
     found = {}
     for name in needs.names:
         files_of, given = places[name]
-        files = files_of(card)
+        files = upsampler_of(card, given) if name == "upsampler" else files_of(card)
         found[name] = locate(
             files,
             given=given,
@@ -110,6 +112,8 @@ def find_files(card: ModelCard, setup: Setup, needs: Needs, *, download: bool) -
             cache_dir=setup.t5_cache_dir if name == "text_encoder" else None,
             download=download or not files.is_released,
         )
+    if (weights := found.get("weights")) is not None:
+        found["weights"] = network_in(weights, card)
     return Files(**found)
 
 
@@ -121,10 +125,13 @@ def card_with_files(card: ModelCard, files: Files) -> ModelCard:
     return card
 
 
-def check_files(card: ModelCard, files: Files) -> None:
-    """CheckpointError unless the headers of all found files are those of this card."""
+def check_files(card: ModelCard, files: Files, *, averaged: bool = False) -> None:
+    """CheckpointError unless the headers of all found files are those of this card.
+
+    averaged: of the network, those of the moving average of its weights.
+    """
     if files.weights is not None:
-        network_rules(card.network, open_network(files.weights))
+        network_rules(card.network, open_network(files.weights, averaged=averaged))
     if files.tokenizer is not None:
         _check_tokenizer(card, files.tokenizer)
     if files.text_encoder is not None:
@@ -139,14 +146,17 @@ def check_files(card: ModelCard, files: Files) -> None:
 
 def _check_tokenizer(card: ModelCard, folder: Path) -> None:
     """What looks at images needs the encoder too, and an interpolator the statistics of single images."""
-    Tokenizer(
-        shape=card.tokenizer,
+    tokenizer = tokenizer_for(
+        card.tokenizer,
         folder=folder,
         device=torch.device("cpu"),
         dtype=torch.float32,
         parts=("decoder",) if card.task is Task.TEXT2WORLD else PARTS,
-    ).check()
-    if card.task is Task.WORLD_INTERPOLATOR and "image_mean_C" not in read_statistics(folder, card.tokenizer):
+    )
+    tokenizer.check()
+    if card.task is not Task.WORLD_INTERPOLATOR or not isinstance(card.tokenizer, TokenizerShape):
+        return
+    if "image_mean_C" not in read_statistics(folder, card.tokenizer):
         raise CheckpointError(
             f"{folder} has no image_mean_std.pt: {card.name} encodes the last frame of a clip as an image. "
             f"Copy the file from {card.sources.tokenizer}, or download that again."
@@ -154,7 +164,9 @@ def _check_tokenizer(card: ModelCard, folder: Path) -> None:
 
 
 def _check_upsampler(card: ModelCard, folder: Path) -> None:
-    if card.task is Task.TEXT2WORLD:
+    if card.network.family is Family.PREDICT2:
+        check_refiner(folder)
+    elif card.task is Task.TEXT2WORLD:
         check_upsampler(folder, card.upsampler)
     else:
         check_image_upsampler(folder, card.upsampler, card.vision)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cosmos_nemo.catalog import ModelCard
+from cosmos_nemo.catalog import Family, ModelCard
 from cosmos_nemo.job.batch_file import BadLine
 from cosmos_nemo.job.files import Files, has_guardrails
 from cosmos_nemo.job.visual_inputs import VisualInput
@@ -131,5 +131,7 @@ class Job:
 
     def _upsampling(self) -> str:
         if self.setup.upsamples and isinstance(self.request, VisualRequest):
+            if self.card.network.family is Family.PREDICT2:
+                return "on, joins the prompt with what it sees"
             return "on, describes the visual input"
         return f"on, up to {self.setup.word_limit} words" if self.setup.upsamples else "off"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from cosmos_nemo.catalog import CatalogError, ModelCard, Task, find_card
+from cosmos_nemo.catalog import CatalogError, Family, ModelCard, Task, find_card
 from cosmos_nemo.checkpoint.locate import LocateError
 from cosmos_nemo.checkpoint.reader import CheckpointError
 from cosmos_nemo.cli import Invocation
@@ -68,7 +68,7 @@ def prepare(invocation: Invocation, *, ranks: Ranks, environ: Mapping[str, str])
         files = find_files(card, setup, needs, download=True)
     card = card_with_files(card, files)
     asked = _serveable(asked, card, setup)
-    check_files(card, files)
+    check_files(card, files, averaged=setup.averaged)
     return Job(
         card=card,
         setup=setup,
@@ -96,6 +96,7 @@ def _asked(invocation: Invocation) -> BatchFile:
         template=invocation.request,
         folder=invocation.batch.folder,
         prompt_is_made=_prompt_is_made(invocation.request, invocation.setup),
+        prompt_is_read=_prompt_is_read(invocation.setup),
     )
 
 
@@ -104,9 +105,14 @@ def _prompt_is_made(request: Text2WorldRequest, setup: Setup) -> bool:
     return setup.upsamples and isinstance(request, VisualRequest)
 
 
+def _prompt_is_read(setup: Setup) -> bool:
+    """By an upsampler that describes the visual input: Predict2's joins it with the prompt."""
+    return find_card(setup.model).network.family is Family.PREDICT2
+
+
 def _warn_of_prompt(invocation: Invocation) -> None:
-    request = invocation.request
-    if request.prompt and _prompt_is_made(request, invocation.setup):
+    request, setup = invocation.request, invocation.setup
+    if request.prompt and _prompt_is_made(request, setup) and not _prompt_is_read(setup):
         logger.warning(
             "--prompt is not used: the prompt upsampler describes the visual input instead. "
             "For a prompt of your own, leave the upsampler out."

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from cosmos_nemo.catalog import Task
+from cosmos_nemo.catalog import Family, Task
 from cosmos_nemo.job.job import Job
 from cosmos_nemo.parallel.groups import Groups
 from cosmos_nemo.pipelines.base import Pipeline
@@ -17,11 +17,12 @@ from cosmos_nemo.stages.guardrail import WORD_LISTS
 from cosmos_nemo.stages.guardrail.text_guard import TextGuard
 from cosmos_nemo.stages.guardrail.video_guard import VideoGuard
 from cosmos_nemo.stages.image_upsampler import ImageUpsampler
+from cosmos_nemo.stages.prompt_refiner import PromptRefiner
 from cosmos_nemo.stages.prompt_upsampler import PromptUpsampler
 from cosmos_nemo.stages.skip import Skip
 from cosmos_nemo.stages.text_cache import TextCache
 from cosmos_nemo.stages.text_encoder import TextEncoder
-from cosmos_nemo.stages.tokenizer import Tokenizer
+from cosmos_nemo.stages.tokenizer_choice import AnyTokenizer, tokenizer_for
 
 _PIPELINES: dict[Task, type[Pipeline[Any, Any]]] = {
     Task.TEXT2WORLD: Text2World,
@@ -56,20 +57,21 @@ def text_guard_stage(job: Job) -> TextGuard | Skip:
     )
 
 
-def upsampler_stage(job: Job) -> PromptUpsampler | ImageUpsampler | Skip:
+def upsampler_stage(job: Job) -> PromptUpsampler | ImageUpsampler | PromptRefiner | Skip:
     if not job.setup.upsamples:
         return Skip()
     assert job.files.upsampler is not None
     common: dict[str, Any] = {
-        "shape": job.card.upsampler,
         "folder": job.files.upsampler,
         "device": job.device,
         "dtype": job.dtype,
         "offload": "prompt_upsampler" in job.setup.offload,
     }
+    if job.card.network.family is Family.PREDICT2:
+        return PromptRefiner(**common)
     if job.card.task is Task.TEXT2WORLD:
-        return PromptUpsampler(**common, word_limit=job.setup.word_limit)
-    return ImageUpsampler(**common, vision=job.card.vision)
+        return PromptUpsampler(**common, shape=job.card.upsampler, word_limit=job.setup.word_limit)
+    return ImageUpsampler(**common, shape=job.card.upsampler, vision=job.card.vision)
 
 
 def text_encoder_stage(job: Job, groups: Groups) -> TextEncoder:
@@ -96,15 +98,16 @@ def denoise_stage(job: Job, groups: Groups) -> Denoise:
         device=job.device,
         dtype=job.dtype,
         rope_dtype=getattr(torch, job.setup.rope_dtype),
+        averaged=job.setup.averaged,
         offload="denoise" in job.setup.offload,
         prefetches=_prefetches(job),
     )
 
 
-def tokenizer_stage(job: Job) -> Tokenizer:
+def tokenizer_stage(job: Job) -> AnyTokenizer:
     assert job.files.tokenizer is not None
-    return Tokenizer(
-        shape=job.card.tokenizer,
+    return tokenizer_for(
+        job.card.tokenizer,
         folder=job.files.tokenizer,
         device=job.device,
         dtype=job.dtype,

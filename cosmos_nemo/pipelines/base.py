@@ -17,16 +17,17 @@ from cosmos_nemo.stages.guardrail.text_guard import TextGuard
 from cosmos_nemo.stages.guardrail.video_guard import VideoGuard
 from cosmos_nemo.stages.image_upsampler import ImageUpsampler
 from cosmos_nemo.stages.item_error import ItemError
+from cosmos_nemo.stages.prompt_refiner import PromptRefiner
 from cosmos_nemo.stages.prompt_upsampler import PromptUpsampler
 from cosmos_nemo.stages.skip import Skip
 from cosmos_nemo.stages.text_encoder import TextEncoder
-from cosmos_nemo.stages.tokenizer import Tokenizer
+from cosmos_nemo.stages.tokenizer_choice import AnyTokenizer
 from cosmos_nemo.stages.visual_input import VisualInputError
 
 OnProgress = Callable[[str], OnStep | None]
 """Given a sample's name, "chunk 2 of 3" or "" for a video's only one, what to call at its network calls."""
 RequestT = TypeVar("RequestT", bound=Text2WorldRequest)
-UpsamplerT = TypeVar("UpsamplerT", bound=PromptUpsampler | ImageUpsampler)
+UpsamplerT = TypeVar("UpsamplerT", bound=PromptUpsampler | ImageUpsampler | PromptRefiner)
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Pipeline(Generic[RequestT, UpsamplerT]):
         upsampler: UpsamplerT | Skip,
         text_encoder: TextEncoder,
         denoise: Denoise,
-        tokenizer: Tokenizer,
+        tokenizer: AnyTokenizer,
         video_guard: VideoGuard | Skip,
         ranks: ProcessGroup,
     ) -> None:

@@ -1,6 +1,6 @@
 """Video2World: the end of an image or video, and a prompt -> a video that goes on from there.
 
-T frames, H W rows and columns. spec/predict1-diffusion.md, 5.1.
+T frames, H W rows and columns. spec/predict1-diffusion.md, 5.1; spec/predict2-video2world.md, 4.5.
 """
 
 from dataclasses import dataclass, replace
@@ -8,18 +8,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cosmos_nemo.catalog import VideoLimits
+from cosmos_nemo.catalog import Family, VideoLimits
 from cosmos_nemo.parallel.rank_zero import only_rank_zero, rank_zero
 from cosmos_nemo.pipelines.base import OnProgress, Pipeline, Video, reading_input, sample_names
 from cosmos_nemo.request import Video2WorldRequest
 from cosmos_nemo.sampling.samplers import OnStep
 from cosmos_nemo.stages.denoise import Condition
 from cosmos_nemo.stages.image_upsampler import ImageUpsampler
-from cosmos_nemo.stages.prompt import describe_image
-from cosmos_nemo.stages.visual_input import read_last_frames, resized, to_pixels
+from cosmos_nemo.stages.prompt import describe_image, refine_prompt
+from cosmos_nemo.stages.prompt_refiner import PromptRefiner
+from cosmos_nemo.stages.visual_input import cropped, read_last_frames, resized, to_pixels, unit_pixels
 
 _NOISE_LEVELS = (0.001, 0.2, 0.5)
-"""Of the given frames: of the first chunk, the second, and all others, which go on from generated ones."""
+"""Of the given frames: of the first chunk, the second, and all others, which go on from generated ones.
+Predict2's network sees given frames clean."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def chunks_of(request: Video2WorldRequest, limits: VideoLimits) -> list[Chunk]:
     return chunks
 
 
-class Video2World(Pipeline[Video2WorldRequest, ImageUpsampler]):
+class Video2World(Pipeline[Video2WorldRequest, ImageUpsampler | PromptRefiner]):
     """A video that begins with given frames."""
 
     def make(self, request: Video2WorldRequest, *, on_progress: OnProgress) -> Video | None:
@@ -66,7 +68,10 @@ class Video2World(Pipeline[Video2WorldRequest, ImageUpsampler]):
 
     def _prepare(self, request: Video2WorldRequest, input_THWC: Tensor | None) -> str:
         assert input_THWC is not None
-        return describe_image(request, input_THWC[-1], text_guard=self.text_guard, upsampler=self.upsampler)
+        image_HWC, upsampler = input_THWC[-1], self.upsampler
+        if isinstance(upsampler, PromptRefiner):
+            return refine_prompt(request, image_HWC, text_guard=self.text_guard, refiner=upsampler)
+        return describe_image(request, image_HWC, text_guard=self.text_guard, upsampler=upsampler)
 
     def _make_chunk(
         self,
@@ -77,7 +82,7 @@ class Video2World(Pipeline[Video2WorldRequest, ImageUpsampler]):
         on_step: OnStep | None,
     ) -> Tensor | None:
         """The chunk's frames, on the first rank, which alone has the given ones."""
-        latent_BCTHW = rank_zero(lambda: self._encode(_pixels(request, given_THWC, chunk)), self.ranks)
+        latent_BCTHW = rank_zero(lambda: self._encode(self._pixels(request, given_THWC, chunk)), self.ranks)
         condition = Condition(
             latent_BCTHW=latent_BCTHW,
             places=tuple(range(latent_BCTHW.shape[2])),
@@ -88,6 +93,17 @@ class Video2World(Pipeline[Video2WorldRequest, ImageUpsampler]):
             self.tokenizer.prefetch()
             made_BCTHW = denoise(part, *texts, condition=condition, on_step=on_step)
         return only_rank_zero(lambda: self._decode(made_BCTHW), self.ranks)
+
+    def _pixels(self, request: Video2WorldRequest, given_THWC: Tensor | None, chunk: Chunk) -> Tensor:
+        """The given frames as the tokenizer takes them: [1, 3, T, H, W], about -1..1."""
+        assert given_THWC is not None
+        size = {"height": request.height, "width": request.width}
+        if not chunk.is_first:
+            # The inverse of how they were made, which to_pixels is not quite: else chunks would grow darker.
+            return unit_pixels(given_THWC)
+        if self.denoise.card.network.family is Family.PREDICT2:
+            return unit_pixels(cropped(given_THWC, **size))
+        return to_pixels(given_THWC, **size)
 
     def _encode(self, pixels_BCTHW: Tensor) -> Tensor:
         with self.tokenizer as tokenizer:
@@ -118,12 +134,3 @@ class Video2World(Pipeline[Video2WorldRequest, ImageUpsampler]):
 def _read(request: Video2WorldRequest) -> Tensor:
     with reading_input():
         return read_last_frames(request.visual_input, request.num_input_frames)
-
-
-def _pixels(request: Video2WorldRequest, given_THWC: Tensor | None, chunk: Chunk) -> Tensor:
-    """The given frames as the tokenizer takes them: [1, 3, T, H, W], about -1..1."""
-    assert given_THWC is not None
-    if chunk.is_first:
-        return to_pixels(given_THWC, height=request.height, width=request.width)
-    # The inverse of how they were made, which to_pixels is not quite: else each chunk would be darker.
-    return (given_THWC.float() / 127.5 - 1).permute(3, 0, 1, 2)[None]

@@ -15,7 +15,7 @@ from cosmos_nemo.stages.denoise import Condition
 from cosmos_nemo.stages.image_upsampler import ImageUpsampler
 from cosmos_nemo.stages.prompt import describe_image
 from cosmos_nemo.stages.skip import Skip
-from cosmos_nemo.stages.tokenizer import Tokenizer
+from cosmos_nemo.stages.tokenizer_choice import AnyTokenizer
 from cosmos_nemo.stages.visual_input import read_frames_at, read_last_frames, to_pixels, visual_facts
 
 
@@ -69,5 +69,5 @@ class WorldInterpolator(Pipeline[InterpolationRequest, ImageUpsampler]):
         return self.guarded(frames_THWC, prompt=prompt, fps=fps)
 
 
-def _decode(tokenizer: Tokenizer, latent_BCTHW: Tensor) -> Tensor:
+def _decode(tokenizer: AnyTokenizer, latent_BCTHW: Tensor) -> Tensor:
     return torch.cat([tokenizer.decode(latent_BCTHW[:, :, :-1]), tokenizer.decode(latent_BCTHW[:, :, -1:])])

@@ -7,21 +7,28 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cosmos_nemo.catalog import ModelCard
+from cosmos_nemo.catalog import Family, ModelCard
 from cosmos_nemo.checkpoint.load import load_into
 from cosmos_nemo.checkpoint.names import network_rules
 from cosmos_nemo.checkpoint.network import open_network
+from cosmos_nemo.models.build import build_network
 from cosmos_nemo.models.common.backend import Backend
-from cosmos_nemo.models.cosmos1_dit.layers import KeyValue
-from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT, Positions
-from cosmos_nemo.models.cosmos1_dit.spec import build_network
+from cosmos_nemo.models.common.dit.layers import KeyValue
+from cosmos_nemo.models.common.dit.model import DiT, Positions
 from cosmos_nemo.parallel.groups import Groups
 from cosmos_nemo.parallel.rank_zero import everywhere
 from cosmos_nemo.request import Text2WorldRequest, latent_shape
 from cosmos_nemo.sampling.denoiser import Denoise as Denoiser
 from cosmos_nemo.sampling.denoiser import EdmDenoiser, branches_needed, guided
-from cosmos_nemo.sampling.given import DrawnCorruption, FixedCorruption, GivenDenoiser, GivenFrames
+from cosmos_nemo.sampling.given import (
+    Corruption,
+    DrawnCorruption,
+    FixedCorruption,
+    GivenDenoiser,
+    GivenFrames,
+)
 from cosmos_nemo.sampling.noise import draw_noise
+from cosmos_nemo.sampling.rectified_flow import CleanFrames, FlowDenoiser
 from cosmos_nemo.sampling.samplers import SAMPLERS, OnStep
 from cosmos_nemo.stages.base import Stage
 
@@ -35,7 +42,7 @@ class Condition:
     places: tuple[int, ...]
     """Where in the sample they stand: one latent frame number for each."""
     noise_level: float = 0.001
-    """Sigma of the noise under which the network sees them."""
+    """Sigma of the noise under which the network sees them; Predict2's sees them clean."""
     draws_noise: bool = False
     """Other noise, of a level as in training, for every call of the denoiser, as the WorldInterpolator was
     released. noise_level has no effect then."""
@@ -56,13 +63,15 @@ class Denoise(Stage):
         device: torch.device,
         dtype: torch.dtype,
         rope_dtype: torch.dtype = torch.float32,
+        averaged: bool = False,
         offload: bool = False,
         prefetches: bool = False,
     ) -> None:
+        """averaged: of a file that holds them, the moving average of the weights."""
         super().__init__(device=device, offload=offload, prefetches=prefetches)
         self.card, self.checkpoint = card, checkpoint
         self.groups, self.backend = groups, backend
-        self.dtype, self.rope_dtype = dtype, rope_dtype
+        self.dtype, self.rope_dtype, self.averaged = dtype, rope_dtype, averaged
 
     def build(self) -> nn.Module:
         return everywhere(self._build, self.groups.replica)
@@ -82,39 +91,40 @@ class Denoise(Stage):
         condition: for a network that was trained to go on from given frames, and only for it.
         """
         network = self.module
-        assert isinstance(network, Cosmos1DiT)
+        assert isinstance(network, DiT)
         shape = latent_shape(request, self.card)
         noise = draw_noise(shape, seed=request.seed).to(self.device)
-        frames = None if condition is None else self._given(condition, noise, seed=request.seed)
         predict = _GuidedNetwork(
             network,
             groups=self.groups,
             guidance=request.guidance,
             text={"cond": prompt_BLD, "uncond": negative_BLD},
             positions=network.positions(shape[2:], fps=request.fps),
-            given_mask_B1THW=None if frames is None else frames.mask_B1THW,
         )
-        sigma_data = self.card.sigma_data
-        denoiser: Denoiser = EdmDenoiser(predict, sigma_data)
-        if frames is not None:
-            denoiser = GivenDenoiser(denoiser, frames, sigma_data)
+        denoiser = self._denoiser(predict, condition, noise, seed=request.seed)
         sampler = SAMPLERS[request.sampler]
-        return sampler.sample(denoiser, noise, num_steps=request.num_steps, on_step=on_step) / sigma_data
+        sample = sampler.sample(denoiser, noise, num_steps=request.num_steps, on_step=on_step)
+        return sample / self.card.sigma_data
 
-    def _given(self, condition: Condition, noise: Tensor, *, seed: int) -> GivenFrames:
-        """The frames at their places, with the noise that the sample itself starts from, as upstream."""
-        places = list(condition.places)
-        latent = torch.zeros_like(noise)
-        latent[:, :, places] = self.card.sigma_data * condition.latent_BCTHW.to(noise)
-        is_given_T = torch.zeros(noise.shape[2], dtype=torch.bool, device=noise.device)
-        is_given_T[places] = True
-        if condition.draws_noise:
-            drawn = DrawnCorruption(noise.shape, torch.Generator().manual_seed(seed))
-            return GivenFrames(latent, is_given_T, drawn)
-        return GivenFrames(latent, is_given_T, FixedCorruption(noise, condition.noise_level))
+    def _denoiser(
+        self, predict: "_GuidedNetwork", condition: Condition | None, noise: Tensor, *, seed: int
+    ) -> Denoiser:
+        """Where the families differ: how the network's answer is scaled, and how it is told given frames."""
+        sigma_data = self.card.sigma_data
+        given = None if condition is None else _placed(condition, noise, sigma_data)
+        if self.card.network.family is Family.PREDICT2:
+            clean = None if given is None else CleanFrames(*given)
+            predict.frames = clean
+            return FlowDenoiser(lambda x_BCTHW, timesteps_T: predict(x_BCTHW, timesteps_T[None]), clean)
+        denoiser = EdmDenoiser(lambda x_BCTHW, c_noise: predict(x_BCTHW, c_noise.reshape(1)), sigma_data)
+        if condition is None or given is None:
+            return denoiser
+        frames = GivenFrames(*given, _corruption(condition, noise, seed=seed))
+        predict.frames = frames
+        return GivenDenoiser(denoiser, frames, sigma_data)
 
-    def _build(self) -> Cosmos1DiT:
-        checkpoint = open_network(self.checkpoint)
+    def _build(self) -> DiT:
+        checkpoint = open_network(self.checkpoint, averaged=self.averaged)
         rules = network_rules(self.card.network, checkpoint)
         collection = self.groups.collection
         network = build_network(
@@ -135,35 +145,55 @@ class Denoise(Stage):
         return network
 
 
+def _placed(condition: Condition, noise: Tensor, sigma_data: float) -> tuple[Tensor, Tensor]:
+    """The given frames at their places in a latent of the sample's shape and units, and which those are."""
+    places = list(condition.places)
+    latent = torch.zeros_like(noise)
+    latent[:, :, places] = sigma_data * condition.latent_BCTHW.to(noise)
+    is_given_T = torch.zeros(noise.shape[2], dtype=torch.bool, device=noise.device)
+    is_given_T[places] = True
+    return latent, is_given_T
+
+
+def _corruption(condition: Condition, noise: Tensor, *, seed: int) -> Corruption:
+    """With the noise that the sample itself starts from, as upstream, unless it is drawn for every call."""
+    if condition.draws_noise:
+        return DrawnCorruption(noise.shape, torch.Generator().manual_seed(seed))
+    return FixedCorruption(noise, condition.noise_level)
+
+
 class _GuidedNetwork:
-    """(c_in x, c_noise) -> guided F. With the branches on two halves of the ranks, each half computes one."""
+    """(scaled x, noise levels) -> guided F.
+
+    With the branches on two halves of the ranks, each half computes one.
+    """
 
     def __init__(
         self,
-        network: Cosmos1DiT,
+        network: DiT,
         *,
         groups: Groups,
         guidance: float,
         text: dict[str, Tensor],
         positions: Positions,
-        given_mask_B1THW: Tensor | None,
     ) -> None:
         self.network, self.groups, self.guidance, self.positions = network, groups, guidance, positions
-        self.given_mask_B1THW = given_mask_B1THW
+        self.frames: GivenFrames | CleanFrames | None = None
         branches = branches_needed(guidance)
         self.halved = len(branches) == 2 and groups.plan.cfg == 2
         mine = branches[groups.cfg_rank : groups.cfg_rank + 1] if self.halved else branches
         self.text: list[list[KeyValue]] = [network.encode_text(text[branch]) for branch in mine]
 
-    def __call__(self, x_BCTHW: Tensor, c_noise: Tensor) -> Tensor:
-        modulation = self.network.modulate(c_noise.reshape(1))
+    def __call__(self, x_BCTHW: Tensor, levels: Tensor) -> Tensor:
+        """levels: c_noise as the network's `modulate` takes it."""
+        modulation = self.network.modulate(levels)
         outputs = [
             self.network(
                 x_BCTHW,
                 modulation=modulation,
                 text=text,
                 positions=self.positions,
-                given_mask_B1THW=self.given_mask_B1THW,
+                given_mask_B1THW=None if self.frames is None else self.frames.mask_B1THW,
             )
             for text in self.text
         ]

@@ -5,6 +5,7 @@ from torch import Tensor
 from cosmos_nemo.request import Text2WorldRequest
 from cosmos_nemo.stages.guardrail.text_guard import TextGuard
 from cosmos_nemo.stages.image_upsampler import ImageUpsampler
+from cosmos_nemo.stages.prompt_refiner import PromptRefiner
 from cosmos_nemo.stages.prompt_upsampler import PromptUpsampler
 from cosmos_nemo.stages.skip import Skip
 
@@ -46,6 +47,23 @@ def describe_image(
         with upsampler as describe:
             described = describe(image_HWC)
     prompt = with_subject(described, request.subject_name)
+    with text_guard as judge:
+        judge(prompt)
+    return prompt
+
+
+def refine_prompt(
+    request: Text2WorldRequest, image_HWC: Tensor, *, text_guard: TextGuard | Skip, refiner: PromptRefiner
+) -> str:
+    """The prompt as the refiner rewrites it after looking at the image; both are judged.
+
+    image: uint8 [H, W, 3]. An empty prompt leaves the refiner the image alone. Raises as `prepare_prompt`.
+    """
+    if request.prompt:
+        with text_guard as judge:
+            judge(request.prompt)
+    with refiner as refine:
+        prompt = with_subject(refine(request.prompt, image_HWC), request.subject_name)
     with text_guard as judge:
         judge(prompt)
     return prompt

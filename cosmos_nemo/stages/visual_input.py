@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from math import ceil
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING
@@ -101,7 +102,7 @@ def read_frames_at(path: Path, indices: Sequence[int]) -> Tensor:
 
 
 def to_pixels(frames_THWC: Tensor, *, height: int, width: int) -> Tensor:
-    """uint8 frames as the video tokenizer takes them: float32 [1, 3, T, height, width], -1..127/128.
+    """uint8 frames as Cosmos 1.0's video tokenizer takes them: float32 [1, 3, T, height, width], -1..127/128.
 
     As the released read_video_or_image_into_frames_BCTHW: x / 128 - 1, then bicubic, antialiased, straight to
     the size, whatever the aspect ratio. Overshoot beside sharp edges is not clamped there, nor here: values
@@ -134,6 +135,40 @@ def resized(frames_THWC: Tensor, *, height: int, width: int) -> Tensor:
         )
         result[number] = frame_1CHW[0].permute(1, 2, 0).round_().clamp_(0, 255).to(torch.uint8)
     return result
+
+
+def cropped(frames_THWC: Tensor, *, height: int, width: int) -> Tensor:
+    """The frames uint8 0..255, resized as little as covers the size, and of that the centre.
+
+    As Cosmos-Predict2's scripts prepare input frames (spec/predict2-video2world.md, 4.5): bilinear and
+    antialiased on 0..1, then cut, not rounded, to levels.
+    """
+    assert frames_THWC.dtype == torch.uint8 and frames_THWC.ndim == 4 and frames_THWC.shape[3] == 3
+    _, rows, columns, _ = frames_THWC.shape
+    scale = max(width / columns, height / rows)
+    covering = (ceil(scale * rows), ceil(scale * columns))
+    top, left = round((covering[0] - height) / 2), round((covering[1] - width) / 2)
+    result = frames_THWC.new_empty(len(frames_THWC), height, width, 3)
+    for number, frame_HWC in enumerate(frames_THWC):  # one at a time: large frames are large in float32
+        frame_1CHW = frame_HWC.permute(2, 0, 1)[None].float() / 255
+        if frame_1CHW.shape[2:] != covering:
+            frame_1CHW = functional.interpolate(
+                frame_1CHW, size=covering, mode="bilinear", align_corners=False, antialias=True
+            )
+        part_CHW = frame_1CHW[0, :, top : top + height, left : left + width]
+        result[number] = (part_CHW * 255).to(torch.uint8).permute(1, 2, 0)
+    return result
+
+
+def unit_pixels(frames_THWC: Tensor) -> Tensor:
+    """uint8 frames as a video tokenizer takes them: float32 [1, 3, T, H, W], -1..1, in the size they have.
+
+    x / 127.5 - 1, the inverse of how decoded frames become uint8, and Cosmos-Predict2's way to make pixels
+    (the released one rounds them to bfloat16). Cosmos-Predict1's, `to_pixels`, divides by 128: there white
+    is 127/128.
+    """
+    assert frames_THWC.dtype == torch.uint8 and frames_THWC.ndim == 4 and frames_THWC.shape[3] == 3
+    return (frames_THWC.float() / 127.5 - 1).permute(3, 0, 1, 2)[None]
 
 
 def _counted(num_frames: int) -> str:

@@ -18,9 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         required=True,
-        choices=("nemo", "predict1", "safetensors", "diffusers"),
-        help="nemo: torch_dist, as --nemo_checkpoint takes it; predict1: model.pt (needs host memory for all "
-        "of it); safetensors: in the same names; diffusers: a folder for CosmosTransformer3DModel",
+        choices=("nemo", "predict1", "predict2", "safetensors", "diffusers"),
+        help="nemo: torch_dist, as --nemo_checkpoint takes it; predict1, predict2: that family's model.pt "
+        "(needs host memory for all of it); safetensors: in the same names; diffusers: a folder for "
+        "CosmosTransformer3DModel",
     )
     parser.add_argument(
         "--model",

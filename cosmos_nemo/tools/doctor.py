@@ -293,7 +293,7 @@ def look(cards: Sequence[ModelCard], *, checkpoint_dir: Path | None) -> Machine:
 
 def _broken() -> str:
     try:
-        importlib.import_module("cosmos_nemo.models.cosmos1_dit.spec")
+        importlib.import_module("cosmos_nemo.models.build")
     except Exception as error:  # from a missing package to a library of another CUDA
         return f"the network cannot be imported ({type(error).__name__}: {error})"
     return ""

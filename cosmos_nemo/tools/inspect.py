@@ -65,7 +65,7 @@ def _network_facts(checkpoint: "Checkpoint") -> Iterator[tuple[str, str]]:
     try:
         format_, _ = detect_format(checkpoint)
     except CheckpointError:
-        yield "format", "no Cosmos 1 diffusion transformer"
+        yield "format", "no diffusion transformer of Cosmos"
         return
     yield "format", format_.name
     merged = merge_lora(checkpoint)

@@ -100,8 +100,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _asked(args: argparse.Namespace) -> Asked:
     from cosmos_nemo.training.post_train import Run
+    from cosmos_nemo.training.prepare import check_is_trainable
     from cosmos_nemo.training.settings import TrainingError
 
+    check_is_trainable(find_card(args.model))
     if args.from_scratch and args.nemo_checkpoint is not None:
         raise TrainingError("--from_scratch and --nemo_checkpoint exclude each other. Pass one of them.")
     for flag in ("save_every", "keep_states", "cache_gib"):

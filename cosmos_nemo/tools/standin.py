@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -13,7 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cosmos_nemo.catalog import CARDS, CatalogError, ModelCard, Task, find_card, overrides_of
+from cosmos_nemo.catalog import (
+    CARDS,
+    CatalogError,
+    Family,
+    ModelCard,
+    Task,
+    WanTokenizerShape,
+    find_card,
+    overrides_of,
+)
 from cosmos_nemo.checkpoint.locate import (
     HubFiles,
     guardrail_of,
@@ -27,6 +37,8 @@ from cosmos_nemo.checkpoint.locate import (
 _NANO_WIDTH = 512
 """Networks up to this width are written as they are."""
 
+_TOKENIZER_CHANNELS = 16
+_SINGLE = "model.pt"
 _MARKER = "standin.json"
 _LAYOUT_USE = {
     "folder": "general.py --cosmos_assets_dir {folder} or {door} --checkpoint_dir {folder}",
@@ -89,7 +101,7 @@ def standin_card(card: ModelCard) -> ModelCard:
         adaln_lora_dim=network.adaln_lora_dim // 8,
         text_dim=network.text_dim // 16,
     )
-    return replace(card, network=small, tokenizer=replace(card.tokenizer, channels=16))
+    return replace(card, network=small, tokenizer=replace(card.tokenizer, channels=_TOKENIZER_CHANNELS))
 
 
 def write_standin(cards: Sequence[ModelCard], folder: Path, *, seed: int, layout: str) -> bool:
@@ -119,11 +131,13 @@ def _write_parts(card: ModelCard, root: Path, *, seed: int, layout: str) -> None
     """All models of one card, but for those that an earlier card brought."""
     from cosmos_nemo.stages.guardrail import WORD_LISTS
     from cosmos_nemo.tools.standin_pixtral import write_pixtral
+    from cosmos_nemo.tools.standin_refiner import write_refiner
     from cosmos_nemo.tools.standin_text import write_text_encoder
     from cosmos_nemo.tools.standin_text_guard import write_llama_guard, write_word_lists
     from cosmos_nemo.tools.standin_tokenizer import write_released_tokenizer
     from cosmos_nemo.tools.standin_upsampler import write_upsampler
     from cosmos_nemo.tools.standin_video_guard import write_video_guard
+    from cosmos_nemo.tools.standin_wan_tokenizer import write_released_wan_tokenizer
 
     small = standin_card(card)
 
@@ -131,21 +145,25 @@ def _write_parts(card: ModelCard, root: Path, *, seed: int, layout: str) -> None
         write_word_lists(folder / WORD_LISTS)
         write_video_guard(folder, seed=seed)
 
-    tokenizer_layout: Literal["jit", "safetensors"] = (
-        "jit" if tokenizer_of(card).is_released else "safetensors"
-    )
+    write_tokenizer: Callable[..., object]
+    if isinstance(small.tokenizer, WanTokenizerShape):
+        write_tokenizer = functools.partial(write_released_wan_tokenizer, small.tokenizer)
+    else:
+        layout_of_it: Literal["jit", "safetensors"] = (
+            "jit" if tokenizer_of(card).is_released else "safetensors"
+        )
+        write_tokenizer = functools.partial(write_released_tokenizer, small.tokenizer, layout=layout_of_it)
     parts: list[tuple[HubFiles, Callable[..., object]]] = [
         (weights_of(card), functools.partial(_write_network, small, card)),
-        (
-            tokenizer_of(card),
-            functools.partial(write_released_tokenizer, small.tokenizer, layout=tokenizer_layout),
-        ),
+        (tokenizer_of(card), write_tokenizer),
         (
             text_encoder_of(card),
             functools.partial(write_text_encoder, text_dim=small.network.text_dim),
         ),
     ]
-    if card.sources.upsampler and card.task is Task.TEXT2WORLD:
+    if card.network.family is Family.PREDICT2:
+        parts.append((upsampler_of(card), write_refiner))
+    elif card.sources.upsampler and card.task is Task.TEXT2WORLD:
         parts.append((upsampler_of(card), write_upsampler))
     elif card.sources.upsampler:
         # As the download leaves it: Mistral's file, and the tokenizer of another repository beside it.
@@ -156,6 +174,7 @@ def _write_parts(card: ModelCard, root: Path, *, seed: int, layout: str) -> None
         folder = _place(files, root=root, seed=seed, layout=layout)
         if not folder.exists():
             write(folder=folder, seed=seed)
+    _name_network(_place(weights_of(card), root=root, seed=seed, layout=layout), card.sources.weights_files)
 
 
 def _write_network(small: ModelCard, card: ModelCard, *, folder: Path, seed: int) -> None:
@@ -172,6 +191,14 @@ def _write_network(small: ModelCard, card: ModelCard, *, folder: Path, seed: int
         shape=small.network,
         card_overrides=overrides_of(small, card),
     )
+
+
+def _name_network(folder: Path, names: tuple[str, ...]) -> None:
+    """A repository with several networks has files of their names, here all with the same numbers."""
+    if names and not any((folder / name).exists() for name in names):
+        shutil.copy(next(folder.glob("model*.pt")), folder / names[0])
+        if names[0] != _SINGLE:
+            (folder / _SINGLE).unlink(missing_ok=True)
 
 
 def _place(files: HubFiles, *, root: Path, seed: int, layout: str) -> Path:

@@ -8,7 +8,7 @@ from torch import Tensor
 from cosmos_nemo.catalog import DiTShape
 from cosmos_nemo.checkpoint.load import rank_index
 from cosmos_nemo.checkpoint.names import parameter_shapes
-from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
+from cosmos_nemo.models.common.dit.model import DiT
 
 _ZERO = ("adaLN_modulation.2.weight", "t_embedder.1.linear_2.weight", "final_layer.linear.weight")
 """Each layer then begins as the identity, and the first answer is zero (adaLN-Zero, arXiv 2212.09748)."""
@@ -17,7 +17,7 @@ _POSITION_STD = 0.02
 
 
 @torch.no_grad()
-def initialize(network: Cosmos1DiT, *, seed: int, tp_rank: int, tp_size: int) -> None:
+def initialize(network: DiT, *, seed: int, tp_rank: int, tp_size: int) -> None:
     """Fills every parameter, on its device: the same network for every number of tensor parallel ranks."""
     device = network.device
     shapes = parameter_shapes(network.shape)

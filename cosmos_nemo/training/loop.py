@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cosmos_nemo.catalog import ModelCard
-from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
+from cosmos_nemo.models.common.dit.model import DiT
 from cosmos_nemo.parallel.groups import Groups
 from cosmos_nemo.training.average import Average
 from cosmos_nemo.training.data import Batch, Dataset, sample_index
@@ -40,7 +40,7 @@ class Training:
 
     card: ModelCard
     settings: TrainingSettings
-    network: Cosmos1DiT
+    network: DiT
     update: Update
     average: Average | None
     dataset: Dataset

@@ -12,9 +12,9 @@ import torch
 from cosmos_nemo.catalog import ModelCard
 from cosmos_nemo.checkpoint.load import load_into
 from cosmos_nemo.checkpoint.network import open_network
+from cosmos_nemo.models.build import build_network
 from cosmos_nemo.models.common.backend import torch_backend
-from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
-from cosmos_nemo.models.cosmos1_dit.spec import build_network
+from cosmos_nemo.models.common.dit.model import DiT
 from cosmos_nemo.parallel.groups import Groups
 from cosmos_nemo.parallel.rank_zero import everywhere, rank_zero
 from cosmos_nemo.plan import Plan
@@ -188,9 +188,7 @@ def _continue(training: Training, run: Run, state: Path) -> None:
     logger.info("Continuing from step %d of %s", training.step, state)
 
 
-def _network(
-    run: Run, *, groups: Groups, device: torch.device, dtype: torch.dtype, is_filled: bool
-) -> Cosmos1DiT:
+def _network(run: Run, *, groups: Groups, device: torch.device, dtype: torch.dtype, is_filled: bool) -> DiT:
     """The network with the weights that training begins with; from a state they are read later."""
     collection = groups.collection
     network = build_network(

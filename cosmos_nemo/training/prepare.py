@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from cosmos_nemo.catalog import ModelCard, Task
+from cosmos_nemo.catalog import Family, ModelCard, Task, TokenizerShape
 from cosmos_nemo.checkpoint.fingerprint import fingerprint
 from cosmos_nemo.request import InterpolationRequest, RequestError, Text2WorldRequest, validate_request
 from cosmos_nemo.stages.text_encoder import TextEncoder
@@ -190,6 +190,7 @@ def prepare(
         preparation.device,
         preparation.dtype,
     )
+    assert isinstance(card.tokenizer, TokenizerShape), "no plan is made for another"
     tokenizer = Tokenizer(
         shape=card.tokenizer, folder=tokenizer_dir, device=device, dtype=dtype, parts=("encoder",)
     )
@@ -216,7 +217,17 @@ def prepare(
     return len(missing)
 
 
+def check_is_trainable(card: ModelCard) -> None:
+    """RequestError for a model whose objective is not built."""
+    if card.network.family is Family.PREDICT2:
+        raise RequestError(
+            f"{card.name} cannot be trained here yet: the objective of Predict2 is not built. Models of "
+            "Cosmos-1.0 and Predict1 can."
+        )
+
+
 def _check_options(options: Options, card: ModelCard) -> None:
+    check_is_trainable(card)
     if options.num_chunks < 1:
         raise RequestError(f"--num_chunks {options.num_chunks} must be at least 1.")
     if not 0 <= options.seed <= _MAX_SEED:

@@ -6,10 +6,12 @@ import pytest
 from cosmos_nemo.catalog import (
     CARDS,
     CatalogError,
+    Family,
     ModelCard,
     Task,
     find_card,
     overrides_of,
+    variant_for,
     with_overrides,
 )
 
@@ -100,7 +102,57 @@ def test_the_names_of_predict1_are_those_of_the_released_scripts() -> None:
     }
 
 
-@pytest.mark.parametrize("card", of_task(Task.VIDEO2WORLD), ids=lambda card: card.name)
+COSMOS1_VIDEO = [card for card in of_task(Task.VIDEO2WORLD) if card.network.family is Family.COSMOS1]
+PREDICT2 = [card for card in CARDS.values() if card.network.family is Family.PREDICT2]
+
+
+@pytest.mark.parametrize(
+    ("size", "width", "layers", "ratios"),
+    [("2B", 2048, 28, (1.0, 3.0, 3.0)), ("14B", 5120, 36, (20 / 24, 2.0, 2.0))],
+)
+def test_the_networks_of_predict2_are_those_of_the_release(
+    size: str, width: int, layers: int, ratios: tuple[float, float, float]
+) -> None:
+    cards = [card for card in PREDICT2 if f"-{size}-" in card.name]
+    assert len(cards) == 5 and len({card.network for card in cards}) == 1
+    network = cards[0].network
+    assert (network.hidden_size, network.num_layers, network.head_dim) == (width, layers, 128)
+    assert (network.patch_dim, network.rope_ratios_THW) == (72, ratios)
+    assert {card.sources.weights for card in cards} == {f"nvidia/Cosmos-Predict2-{size}-Video2World"}
+    assert {(card.sampler, card.guidance, card.num_steps, card.sigma_data) for card in cards} == {
+        ("RES", 7.0, 35, 1.0)
+    }
+
+
+@pytest.mark.parametrize("card", PREDICT2, ids=lambda card: card.name)
+def test_a_network_of_predict2_makes_as_many_frames_as_its_rate_was_trained_on(card: ModelCard) -> None:
+    assert (card.video.fps, card.video.num_frames) in ((10, 61), (16, 93))
+    assert card.latent_frames(card.video.num_frames) == {10: 16, 16: 24}[card.video.fps]
+    assert card.video.given_frames == (1, 5)
+    assert [card.latent_frames(given) for given in card.video.given_frames] == [1, 2]
+    assert (card.latent_frames(81), card.latent_frames(121)) == (21, 31)
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [
+        ({"height": None, "width": None, "fps": None}, "-720p-16fps"),
+        ({"height": 432, "width": 768, "fps": None}, "-480p-16fps"),
+        ({"height": 480, "width": 640, "fps": 10}, "-480p-10fps"),
+        ({"height": 960, "width": 704, "fps": 24}, "-720p-16fps"),
+        ({"height": None, "width": None, "fps": 10}, "-720p-10fps"),
+    ],
+)
+def test_the_network_nearest_to_size_and_rate_is_chosen(size: dict[str, int | None], wanted: str) -> None:
+    name = "Cosmos-Predict2-2B-Video2World"
+    assert variant_for(CARDS[name], **size).name == name + wanted
+    named = CARDS[f"{name}-480p-10fps"]
+    assert variant_for(named, **size) is named
+    other = CARDS["Cosmos-Predict1-7B-Video2World"]
+    assert variant_for(other, **size) is other
+
+
+@pytest.mark.parametrize("card", COSMOS1_VIDEO, ids=lambda card: card.name)
 def test_a_video2world_is_its_text2world_with_a_channel_and_an_upsampler_more(card: ModelCard) -> None:
     text = CARDS[card.name.replace("Video2World", "Text2World")]
     assert card.network == replace(text.network, takes_given_mask=True)

@@ -1,4 +1,4 @@
-"""safetensors in the names of Predict1's model.pt, or a folder for diffusers' CosmosTransformer3DModel."""
+"""safetensors in the names of the released model.pt, or a folder for diffusers' CosmosTransformer3DModel."""
 
 import json
 import struct
@@ -9,9 +9,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from cosmos_nemo.catalog import DiTShape
+from cosmos_nemo.catalog import DiTShape, Family
 from cosmos_nemo.checkpoint.card_file import write_card_file
-from cosmos_nemo.checkpoint.formats import DIFFUSERS, PREDICT1
+from cosmos_nemo.checkpoint.formats import DIFFUSERS, RELEASED
 from cosmos_nemo.checkpoint.names import rules_for
 from cosmos_nemo.checkpoint.reader import LazyTensor
 from cosmos_nemo.checkpoint.rules import Rule
@@ -27,13 +27,13 @@ def write_safetensors(
     shape: DiTShape,
     card_overrides: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes `folder/model.safetensors` in Predict1's names; arguments, errors as write_torch_dist's.
+    """Writes `folder/model.safetensors` in the released names; arguments, errors as write_torch_dist's.
 
     CheckpointError too if the network has what the names have no place for (dense adaLN matrices).
     """
     with new_path(folder) as partial:
         partial.mkdir()
-        rules = rules_for(shape, PREDICT1, prefix="net.")
+        rules = rules_for(shape, RELEASED[shape.family], prefix="net.")
         _write_file(partial / "model.safetensors", tensors, rules=rules)
         write_card_file(partial, dict(card_overrides or {}))
 
@@ -97,5 +97,5 @@ def _diffusers_config(shape: DiTShape) -> dict[str, Any]:
         "patch_size": (1, shape.patch_size, shape.patch_size),
         "rope_scale": shape.rope_ratios_THW,
         "concat_padding_mask": True,
-        "extra_pos_embed_type": "learnable",
+        "extra_pos_embed_type": "learnable" if shape.family is Family.COSMOS1 else None,
     }

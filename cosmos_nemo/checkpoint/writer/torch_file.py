@@ -1,4 +1,4 @@
-"""model.pt as Predict1 released it."""
+"""model.pt as Predict1 and Predict2 were released."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 
 from cosmos_nemo.catalog import DiTShape
 from cosmos_nemo.checkpoint.card_file import write_card_file
-from cosmos_nemo.checkpoint.formats import PREDICT1
+from cosmos_nemo.checkpoint.formats import RELEASED
 from cosmos_nemo.checkpoint.names import rules_for
 from cosmos_nemo.checkpoint.reader import LazyTensor
 from cosmos_nemo.checkpoint.writer.new_path import new_path
@@ -21,11 +21,11 @@ def write_model_pt(
     shape: DiTShape,
     card_overrides: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes `folder/model.pt` in Predict1's names; arguments, errors as write_safetensors'.
+    """Writes `folder/model.pt` in the released names of its family; arguments, errors as write_safetensors'.
 
     torch.save wants the whole network in memory.
     """
-    rules = rules_for(shape, PREDICT1, prefix="net.")
+    rules = rules_for(shape, RELEASED[shape.family], prefix="net.")
     assert tensors.keys() == rules.keys(), f"not the network: {sorted(tensors.keys() ^ rules.keys())[:3]}"
     with new_path(folder) as partial:
         partial.mkdir()

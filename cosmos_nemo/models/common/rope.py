@@ -22,9 +22,9 @@ def rope_angles(
 ) -> Tensor:
     """Angles [S, 1, 1, head_dim], float32 in radians, for a grid of T x H x W patches.
 
-    The second half of the last axis repeats the first (half-split rotation). fps None is for one
-    frame. dtype bfloat16 gives the angles of NVIDIA's released scripts, which compute them in it; they
-    are off by up to 0.3 rad. ValueError for a head_dim, fps or grid without a table.
+    The second half of the last axis repeats the first (half-split rotation). fps None counts
+    frames as they are. dtype bfloat16 gives the angles of NVIDIA's released scripts, which compute them in
+    it; they are off by up to 0.3 rad. ValueError for a head_dim, fps or grid without a table.
     spec/predict1-diffusion.md 1.3 and 0.2.
     """
     _check(grid_THW, head_dim=head_dim, fps=fps)
@@ -93,7 +93,5 @@ def _check(grid_THW: tuple[int, int, int], *, head_dim: int, fps: float | None) 
         raise ValueError(f"head_dim {head_dim} cannot hold three rotated axes: it must be even, 12 or more.")
     if min(grid_THW) < 1:
         raise ValueError(f"A grid of {grid_THW} patches is empty: frames, rows and columns are 1 or more.")
-    if fps is None and grid_THW[0] > 1:
-        raise ValueError(f"{grid_THW[0]} frames need an fps; only a single frame goes without.")
     if fps is not None and not 0 < fps < math.inf:
         raise ValueError(f"fps {fps} is not a positive number.")

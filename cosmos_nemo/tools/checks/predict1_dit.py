@@ -9,10 +9,10 @@ from cosmos_nemo.catalog import DiTShape
 from cosmos_nemo.checkpoint.load import load_into
 from cosmos_nemo.checkpoint.names import network_rules
 from cosmos_nemo.checkpoint.reader import Checkpoint, LazyTensor, open_checkpoint
+from cosmos_nemo.models.build import build_network
 from cosmos_nemo.models.common.backend import te_backend, torch_backend
+from cosmos_nemo.models.common.dit.model import DiT
 from cosmos_nemo.models.common.rope import rope_angles
-from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
-from cosmos_nemo.models.cosmos1_dit.spec import build_network
 from cosmos_nemo.parallel.groups import start_alone
 from cosmos_nemo.tools.checks import Case, Options, Outputs, Tensors
 
@@ -20,7 +20,7 @@ from cosmos_nemo.tools.checks import Case, Options, Outputs, Tensors
 def check(case: Case, tensors: Tensors, options: Options) -> Outputs:
     """Every output of the reference file, in the order the network makes them."""
     network = network_for(
-        case["config"], weights=options.weights or _inside(tensors, options), options=options
+        case["config"], weights=options.weights or inside(tensors, options), options=options
     )
     prefix = "inputs."
     inputs = {
@@ -33,9 +33,14 @@ def check(case: Case, tensors: Tensors, options: Options) -> Outputs:
         yield "final_fps_alt", _final(network, inputs, fps=float(inputs["fps_alt"][0]))
 
 
-def network_for(config: Case, *, weights: Path | Checkpoint, options: Options) -> Cosmos1DiT:
-    """The network of a reference file's `config`, filled from `weights`: such a file, or any checkpoint."""
-    shape = shape_of(config)
+def network_for(
+    config: Case, *, weights: Path | Checkpoint, options: Options, shape: DiTShape | None = None
+) -> DiT:
+    """The network of a reference file's `config`, filled from `weights`: such a file, or any checkpoint.
+
+    shape: if it is not what shape_of makes of the config.
+    """
+    shape = shape or shape_of(config)
     network = build_network(
         shape,
         backend=te_backend() if options.backend == "te" else torch_backend(),
@@ -69,15 +74,16 @@ def shape_of(config: Case) -> DiTShape:
     )
 
 
-def _parts(network: Cosmos1DiT, inputs: Tensors) -> Outputs:
+def _parts(network: DiT, inputs: Tensors) -> Outputs:
     """The network's forward, spelled out, yielding after every piece."""
     latent_THW = (inputs["x"].shape[2], inputs["x"].shape[3], inputs["x"].shape[4])
     positions = network.positions(latent_THW, fps=float(inputs["fps"][0]))
     grid, batch = positions.grid_THW, len(inputs["x"])
 
     yield "rope_angles_L11D", _angles(network, latent_THW, fps=float(inputs["fps"][0]))
+    assert positions.learned_s1D is not None
     learned = positions.learned_s1D.expand(-1, batch, -1)
-    yield "extra_pos_emb_BTHWD", _by_place(learned, grid)
+    yield "extra_pos_emb_BTHWD", by_place(learned, grid)
     yield "timestep_sinusoid_BD", network.t_embedder[0](inputs["timesteps"])
     timestep, lora = network.embed_timestep(inputs["timesteps"])
     yield "affine_emb_BD", timestep
@@ -88,7 +94,7 @@ def _parts(network: Cosmos1DiT, inputs: Tensors) -> Outputs:
         padding_mask_B1HW=inputs["padding_mask"],
         given_mask_B1THW=inputs.get("condition_video_input_mask"),
     )
-    yield "x_embed_BTHWD", _by_place(hidden, grid)
+    yield "x_embed_BTHWD", by_place(hidden, grid)
     modulation, text = network.modulate(inputs["timesteps"]), network.encode_text(inputs["crossattn_emb"])
     for index, (layer, by, key_value) in enumerate(
         zip(network.decoder, modulation.layers, text, strict=True)
@@ -100,15 +106,15 @@ def _parts(network: Cosmos1DiT, inputs: Tensors) -> Outputs:
         after_text = hidden
         hidden = layer.feed_forward(hidden, by.mlp)
         if index == 0:
-            yield "block0_after_fa_BTHWD", _by_place(after_video, grid)
-            yield "block0_after_ca_BTHWD", _by_place(after_text, grid)
-            yield "block0_after_mlp_BTHWD", _by_place(hidden, grid)
-        yield f"block{index}_out_BTHWD", _by_place(hidden, grid)
+            yield "block0_after_fa_BTHWD", by_place(after_video, grid)
+            yield "block0_after_ca_BTHWD", by_place(after_text, grid)
+            yield "block0_after_mlp_BTHWD", by_place(hidden, grid)
+        yield f"block{index}_out_BTHWD", by_place(hidden, grid)
     # Through forward itself, so that what samples a video is checked and not only its pieces.
     yield "final", _final(network, inputs, fps=float(inputs["fps"][0]))
 
 
-def _final(network: Cosmos1DiT, inputs: Tensors, *, fps: float) -> Tensor:
+def _final(network: DiT, inputs: Tensors, *, fps: float) -> Tensor:
     latent_THW = (inputs["x"].shape[2], inputs["x"].shape[3], inputs["x"].shape[4])
     return network(
         inputs["x"],
@@ -120,7 +126,7 @@ def _final(network: Cosmos1DiT, inputs: Tensors, *, fps: float) -> Tensor:
     )
 
 
-def _angles(network: Cosmos1DiT, latent_THW: tuple[int, int, int], *, fps: float) -> Tensor:
+def _angles(network: DiT, latent_THW: tuple[int, int, int], *, fps: float) -> Tensor:
     shape = network.shape
     t, h, w = latent_THW
     return rope_angles(
@@ -132,7 +138,7 @@ def _angles(network: Cosmos1DiT, latent_THW: tuple[int, int, int], *, fps: float
     )
 
 
-def _by_place(tokens_SBD: Tensor, grid_THW: tuple[int, int, int]) -> Tensor:
+def by_place(tokens_SBD: Tensor, grid_THW: tuple[int, int, int]) -> Tensor:
     t, h, w = grid_THW
     return rearrange(tokens_SBD, "(t h w) b d -> b t h w d", t=t, h=h, w=w)
 
@@ -144,7 +150,7 @@ def _open(path: Path) -> Checkpoint:
     return checkpoint.under("weights.") if inside else checkpoint
 
 
-def _inside(tensors: Tensors, options: Options) -> Checkpoint:
+def inside(tensors: Tensors, options: Options) -> Checkpoint:
     """The weights that came with the reference."""
     lazy = {name: LazyTensor.of(tensor) for name, tensor in tensors.items()}
     return Checkpoint(options.folder, layout="safetensors", tensors=lazy).under("weights.")

@@ -45,6 +45,30 @@ def _predict1_tokenizer(case: Case, tensors: Tensors, options: Options) -> Outpu
     return predict1_tokenizer.check(case, tensors, dtype=options.dtype, device=options.device)
 
 
+def _predict2_dit(case: Case, tensors: Tensors, options: Options) -> Outputs:
+    from cosmos_nemo.tools.checks import predict2_dit
+
+    return predict2_dit.check(case, tensors, options)
+
+
+def _predict2_preprocess(case: Case, tensors: Tensors, options: Options) -> Outputs:
+    from cosmos_nemo.tools.checks import predict2_preprocess
+
+    return predict2_preprocess.check(case, tensors, options)
+
+
+def _predict2_solver(case: Case, tensors: Tensors, options: Options) -> Outputs:
+    from cosmos_nemo.tools.checks import predict2_solver
+
+    return predict2_solver.check(case, tensors, options)
+
+
+def _predict2_vae(case: Case, tensors: Tensors, options: Options) -> Outputs:
+    from cosmos_nemo.tools.checks import predict2_vae
+
+    return predict2_vae.check(case, tensors, dtype=options.dtype, device=options.device)
+
+
 CHECKS = {
     "predict1_dit": Check(function=_predict1_dit, takes_weights=True),
     "predict1_dit_video": Check(function=_predict1_dit, takes_weights=True),
@@ -52,4 +76,9 @@ CHECKS = {
     "predict1_res": Check(function=_predict1_res),
     "predict1_sample": Check(function=_predict1_sample, takes_weights=True),
     "predict1_tokenizer": Check(function=_predict1_tokenizer),
+    "predict2_vae": Check(function=_predict2_vae),
+    "predict2_video2world": Check(function=_predict2_dit, takes_weights=True),
+    "predict2_text2image": Check(function=_predict2_dit, takes_weights=True),
+    "predict2_preprocess": Check(function=_predict2_preprocess),
+    "predict2_solver": Check(function=_predict2_solver),
 }

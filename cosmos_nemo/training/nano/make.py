@@ -21,7 +21,7 @@ from typing import Any
 import numpy
 import torch
 
-from cosmos_nemo.catalog import ModelCard, find_card
+from cosmos_nemo.catalog import ModelCard, TokenizerShape, find_card
 from cosmos_nemo.checkpoint.locate import EMBEDDED, text_encoder_of, tokenizer_of, weights_of
 from cosmos_nemo.parallel.groups import Groups
 from cosmos_nemo.request import RequestError
@@ -221,6 +221,11 @@ class Maker:
             (INTERPOLATOR, self.weights_dir_of(interpolator), self._make_interpolator),
         ]
 
+    @property
+    def _tokenizer_shape(self) -> TokenizerShape:
+        assert isinstance(self.card.tokenizer, TokenizerShape)
+        return self.card.tokenizer
+
     def _check_recipe(self) -> None:
         """RequestError if the folder holds parts that were made otherwise."""
         path, recipe = self.folder / _RECIPE_FILE, f"{self.recipe} seed {self.seed}\n"
@@ -231,7 +236,7 @@ class Maker:
 
     def _make_tokenizer(self, path: Path) -> dict[str, Any]:
         trained = train_video_tokenizer(
-            self.card.tokenizer,
+            self._tokenizer_shape,
             seed=self.seed,
             num_steps=self.recipe.tokenizer_steps,
             batch_size=self.recipe.tokenizer_batch,
@@ -359,7 +364,7 @@ class Maker:
 
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer(
-            shape=self.card.tokenizer,
+            shape=self._tokenizer_shape,
             folder=self.tokenizer_dir,
             device=self.device,
             dtype=self.dtype,

@@ -2,7 +2,7 @@
 
 import torch
 
-from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
+from cosmos_nemo.models.common.dit.model import DiT
 from cosmos_nemo.parallel.groups import Groups
 from cosmos_nemo.training.settings import TrainingError, TrainingSettings
 from cosmos_nemo.training.update.base import Update
@@ -22,9 +22,7 @@ def form_of_update(settings: TrainingSettings, *, num_replicas: int, device: tor
     return settings.optimizer
 
 
-def make_update(
-    network: Cosmos1DiT, *, settings: TrainingSettings, groups: Groups, device: torch.device
-) -> Update:
+def make_update(network: DiT, *, settings: TrainingSettings, groups: Groups, device: torch.device) -> Update:
     """The update of `network`, whose parameters must be filled and want gradients."""
     form = form_of_update(settings, num_replicas=groups.collection.dp_cp.size(), device=device)
     if form == "replicated":

@@ -12,7 +12,7 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from torch import Tensor
 
 from cosmos_nemo.checkpoint.load import split_axis
-from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
+from cosmos_nemo.models.common.dit.model import DiT
 from cosmos_nemo.parallel.groups import Groups
 from cosmos_nemo.training.settings import TrainingSettings
 from cosmos_nemo.training.update.base import Shard, Update, adam_moments, sum_head_norms
@@ -23,7 +23,7 @@ class Distributed(Update):
 
     is_sharded = True
 
-    def __init__(self, network: Cosmos1DiT, *, settings: TrainingSettings, groups: Groups) -> None:
+    def __init__(self, network: DiT, *, settings: TrainingSettings, groups: Groups) -> None:
         self.network, self.groups = network, groups
         for name, parameter in network.named_parameters():
             axis = split_axis(name)
@@ -89,7 +89,7 @@ class Distributed(Update):
         return sorted(found, key=lambda shard: shard.name)
 
 
-def _config(network: Cosmos1DiT, settings: TrainingSettings) -> OptimizerConfig:
+def _config(network: DiT, settings: TrainingSettings) -> OptimizerConfig:
     return OptimizerConfig(
         optimizer="adam",
         lr=settings.learning_rate,

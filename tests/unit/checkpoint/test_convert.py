@@ -76,7 +76,7 @@ def test_a_dense_network_does_not_fit_other_names_and_leaves_nothing(dense, tmp_
     assert list(tmp_path.iterdir()) == [dense]
 
 
-@pytest.mark.parametrize("to", WRITERS)
+@pytest.mark.parametrize("to", [to for to in WRITERS if to != "predict2"])
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(28, "No space left on device")])
 def test_a_conversion_that_is_stopped_leaves_nothing(layouts, tmp_path, network, to, stop):
     def stop_at_the_last(done, total):
@@ -181,3 +181,37 @@ def test_a_network_with_other_inputs_than_the_models_is_refused(video_pt, layout
     other = "Text2World" if kind == "Video2World" else "Video2World"
     assert f"It looks like a {other} network of 2 layers" in str(caught.value)
     assert not (tmp_path / "new").exists()
+
+
+PREDICT2 = "Cosmos-Predict2-2B-Video2World"
+
+
+@pytest.fixture
+def predict2_pt(tmp_path):
+    """model.pt of a small Predict2 network in the released names, with what training left in it."""
+    tensors = load_file(GOLDEN / "predict2_video2world_a.safetensors")
+    net = {f"net.{name.removeprefix('weights.')}": t for name, t in tensors.items() if "weights." in name}
+    assert any(name.startswith("net.pos_embedder") for name in net)
+    torch.save(net, tmp_path / "model.pt")
+    return tmp_path / "model.pt"
+
+
+@pytest.mark.parametrize("via", ["nemo", "safetensors", "diffusers"])
+def test_a_network_of_predict2_goes_through_every_layout_and_back(predict2_pt, tmp_path, via, assert_equal):
+    identity = convert(predict2_pt, tmp_path / via, to=via)
+    assert identity.base.name == PREDICT2
+    convert(tmp_path / via, tmp_path / "back", to="predict2")
+    back, source = (
+        torch.load(path, weights_only=True) for path in (tmp_path / "back" / "model.pt", predict2_pt)
+    )
+    assert_equal(back, {n: t for n, t in source.items() if "accum_" not in n and "pos_embedder" not in n})
+
+
+def test_a_model_pt_of_the_other_family_is_refused(predict2_pt, layouts, tmp_path):
+    for source, to, other in (
+        (predict2_pt, "predict1", "predict2"),
+        (layouts["zarr"], "predict2", "predict1"),
+    ):
+        with pytest.raises(CheckpointError, match=f"convert it --to {other}, not {to}"):
+            convert(source, tmp_path / "out", to=to)
+        assert not (tmp_path / "out").exists()

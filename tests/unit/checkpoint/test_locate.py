@@ -393,6 +393,8 @@ def test_a_folder_whose_download_was_stopped_is_an_error(places: dict[str, Path]
 
 def test_the_upsampler_of_a_task_that_starts_from_images_is_one_that_sees() -> None:
     for name, card in CARDS.items():
+        if "Predict2" in name:
+            continue
         files = upsampler_of(card)
         sees = "Text2World" not in name
         assert ("consolidated.safetensors" in files.allow) == sees, name

@@ -144,7 +144,7 @@ def test_a_tiny_network_in_place_of_a_released_one_is_described(golden):
 def test_a_file_of_another_kind_of_model_is_said_to_be_none(complaint):
     said = complaint({"encoder.conv_in.weight": torch.ones(1), "decoder.conv_in.weight": torch.ones(1)})
     assert said == (
-        "model.pt holds no Cosmos 1 diffusion transformer: its 2 tensors are decoder.conv_in.weight, "
+        "model.pt holds no diffusion transformer of Cosmos: its 2 tensors are decoder.conv_in.weight, "
         "encoder.conv_in.weight"
     )
 

@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cosmos_nemo.catalog import CARDS
+from cosmos_nemo.catalog import CARDS, Family, WanTokenizerShape
 from cosmos_nemo.checkpoint.reader import CheckpointError
 from cosmos_nemo.models.common.backend import torch_backend
-from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
+from cosmos_nemo.models.common.dit.model import DiT
 from cosmos_nemo.parallel.groups import Groups, start_alone
 from cosmos_nemo.plan import Plan
 from cosmos_nemo.request import Text2WorldRequest
@@ -51,8 +51,8 @@ def lively() -> Denoise:
     return made
 
 
-def network_of(made: Denoise) -> Cosmos1DiT:
-    assert isinstance(made.module, Cosmos1DiT)
+def network_of(made: Denoise) -> DiT:
+    assert isinstance(made.module, DiT)
     return made.module
 
 
@@ -305,3 +305,57 @@ def test_the_noise_on_given_frames_is_of_the_level_asked_for(texts: tuple[Tensor
     for level in (0.001, 0.2):
         wanted = (0.5 * GIVEN + level * noise) / (level**2 + 0.25) ** 0.5
         torch.testing.assert_close(first_shown(level), wanted, rtol=1e-4, atol=1e-4)
+
+
+PREDICT2 = replace(
+    CARD,
+    network=replace(TINY, family=Family.PREDICT2, takes_given_mask=True),
+    tokenizer=WanTokenizerShape(),
+    sigma_data=1.0,
+)
+GIVEN_OF_PREDICT2 = Condition(latent_BCTHW=torch.full((1, 16, 2, 8, 6), 0.3), places=(0, 1))
+
+
+def of_predict2(*, groups: Groups | None = None) -> Denoise:
+    made = stage(card=PREDICT2, groups=groups)
+    made.module, made._resident = tiny_network(PREDICT2.network, seed=5), True
+    return made
+
+
+def test_predict2_keeps_its_given_frames_and_makes_the_others(texts: tuple[Tensor, Tensor]) -> None:
+    made = of_predict2()(REQUEST, *texts, condition=GIVEN_OF_PREDICT2)
+    assert made.shape == (1, 16, 5, 8, 6)
+    assert torch.equal(made[:, :, :2], GIVEN_OF_PREDICT2.latent_BCTHW)
+    assert (made[:, :, 2:] - 0.3).abs().mean() > 0.1
+
+
+def test_predict2s_network_is_told_given_frames_clean_at_a_level_of_their_own(
+    texts: tuple[Tensor, Tensor],
+) -> None:
+    made, seen = of_predict2(), list[tuple[Tensor, Any, Tensor]]()
+    network = network_of(made)
+    levels: list[Tensor] = []
+    modulate = network.modulate
+    network.modulate = lambda timesteps: (levels.append(timesteps), modulate(timesteps))[1]  # type: ignore[method-assign]
+    network.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((args[0], kwargs["modulation"], kwargs["given_mask_B1THW"])),
+        with_kwargs=True,
+    )
+    made(REQUEST, *texts, condition=GIVEN_OF_PREDICT2)
+    assert len(levels) == 3 and len(seen) == 6, "modulation is worked out once for both branches"
+    for x, modulation, mask in seen:
+        assert torch.equal(x[:, :, :2], GIVEN_OF_PREDICT2.latent_BCTHW)
+        assert modulation.frames == (2, 3)
+        assert mask[0, 0, :, 0, 0].tolist() == [1, 1, 0, 0, 0]
+    for level, sigma in zip(levels, (80.0, 2.515, 0.002), strict=True):
+        assert level.shape == (1, 5)
+        assert level[0, :2].tolist() == pytest.approx([1e-4 / 1.0001] * 2)
+        assert level[0, 2:].tolist() == pytest.approx([sigma / (1 + sigma)] * 3, rel=1e-3)
+
+
+def test_predict2_without_given_frames_makes_all_of_them(texts: tuple[Tensor, Tensor]) -> None:
+    made = stage(card=replace(PREDICT2, network=replace(PREDICT2.network, takes_given_mask=False)))
+    made.module, made._resident = tiny_network(made.card.network, seed=5), True
+    first = made(REQUEST, *texts)
+    assert first.isfinite().all() and first.std() > 0.1
+    assert torch.equal(made(REQUEST, *texts), first)

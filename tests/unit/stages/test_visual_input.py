@@ -1,4 +1,5 @@
 import io
+import itertools
 import struct
 import subprocess
 import sys
@@ -15,9 +16,11 @@ from cosmos_nemo.stages import visual_input
 from cosmos_nemo.stages.visual_input import (
     VisualFacts,
     VisualInputError,
+    cropped,
     read_frames_at,
     read_last_frames,
     to_pixels,
+    unit_pixels,
     visual_facts,
 )
 
@@ -482,3 +485,89 @@ def test_pixels_are_of_uint8_frames_only() -> None:
     for wrong in (torch.zeros(1, 8, 8, 3), torch.zeros(8, 8, 3, dtype=torch.uint8)):
         with pytest.raises(AssertionError):
             to_pixels(wrong, height=8, width=8)
+
+
+def test_unit_pixels_reach_from_minus_one_to_one_and_back() -> None:
+    frames = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).repeat(2, 1, 1, 3)
+    pixels = unit_pixels(frames)
+    assert pixels.dtype == torch.float32 and pixels.shape == (1, 3, 2, 16, 16)
+    assert (pixels.min(), pixels.max()) == (-1, 1)
+    assert torch.equal(((pixels + 1) * 127.5).round()[0].permute(1, 2, 3, 0), frames.float())
+    torch.testing.assert_close(pixels, -pixels.flip(3, 4))  # black is as far from 0 as white
+
+
+def test_unit_pixels_keep_channels_and_frames_in_their_places() -> None:
+    frames = torch.randint(0, 256, (3, 4, 5, 3), dtype=torch.uint8)
+    pixels = unit_pixels(frames)
+    for frame, row, column, colour in ((0, 1, 2, 0), (2, 3, 4, 1), (1, 0, 3, 2)):
+        assert pixels[0, colour, frame, row, column] == pytest.approx(
+            frames[frame, row, column, colour].item() / 127.5 - 1, abs=1e-6
+        )
+
+
+# Covering a size.
+
+NOISY = torch.from_numpy(numpy.random.default_rng(0).integers(0, 256, (2, 57, 101, 3), numpy.uint8))
+
+
+@pytest.mark.parametrize(
+    ("size", "covering", "corner"),
+    [
+        ((24, 32), (24, 43), (0, 6)),  # 24/57 of 101 columns are 42.5; round(5.5) is 6
+        ((90, 160), (91, 160), (0, 0)),  # 160/101 of 57 rows are 90.3; round(0.5) is 0
+        ((24, 160), (91, 160), (34, 0)),
+        ((57, 32), (57, 101), (0, 34)),
+        ((100, 20), (100, 178), (0, 79)),
+    ],
+)
+def test_the_centre_of_pillows_antialiased_bilinear_is_kept_and_cut_to_levels(
+    size: tuple[int, int], covering: tuple[int, int], corner: tuple[int, int]
+) -> None:
+    found = cropped(NOISY, height=size[0], width=size[1])
+    assert found.dtype == torch.uint8 and found.shape == (2, *size, 3)
+    (height, width), (top, left) = size, corner
+    for frame in range(2):
+        for colour in range(3):
+            plane = Image.fromarray(NOISY[frame, :, :, colour].float().numpy())
+            whole = numpy.asarray(plane.resize(covering[::-1], Image.Resampling.BILINEAR))
+            cut_off = whole[top : top + height, left : left + width] - found[frame, :, :, colour].numpy()
+            assert cut_off.min() > -1e-2 and cut_off.max() < 1 + 1e-2
+            if covering != (57, 101):
+                assert 0.4 < cut_off.mean() < 0.6  # rounded, it would be 0
+
+
+def test_a_frame_that_has_the_size_stays_as_it_is() -> None:
+    frames = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).repeat(2, 1, 1, 3)
+    assert torch.equal(cropped(frames, height=16, width=16), frames)
+
+
+@pytest.mark.parametrize(("more", "first"), [(1, 0), (2, 1), (3, 2), (4, 2), (5, 2), (7, 4)])
+def test_of_an_odd_margin_the_half_goes_to_the_even_side_as_released(more: int, first: int) -> None:
+    row = torch.arange(8 + more, dtype=torch.uint8)
+    wide = row.view(1, 1, -1, 1).expand(1, 8, -1, 3)
+    assert cropped(wide, height=8, width=8)[0, 3, :, 1].tolist() == list(range(first, first + 8))
+    tall = wide.transpose(1, 2)
+    assert cropped(tall, height=8, width=8)[0, :, 3, 1].tolist() == list(range(first, first + 8))
+
+
+def test_nothing_is_stretched() -> None:
+    square = torch.zeros(1, 60, 120, 3, dtype=torch.uint8)
+    square[:, 20:40, 50:70] = 255
+    found = cropped(square, height=30, width=30)[0, :, :, 0] > 127
+    assert found.sum(0).max() == found.sum(1).max() == 10
+
+
+def test_every_size_is_covered() -> None:
+    for rows, columns, height, width in itertools.product((1, 3, 7, 49), (1, 6, 53), (1, 5, 49), (2, 11, 48)):
+        frames = torch.full((1, rows, columns, 3), 200, dtype=torch.uint8)
+        found = cropped(frames, height=height, width=width)
+        assert found.shape == (1, height, width, 3)
+        assert found.min() >= 199 and found.max() <= 200  # cutting may lose a level, as released
+
+
+def test_only_uint8_frames_are_cropped_and_made_pixels() -> None:
+    for wrong in (torch.zeros(1, 8, 8, 3), torch.zeros(8, 8, 3, dtype=torch.uint8)):
+        with pytest.raises(AssertionError):
+            cropped(wrong, height=8, width=8)
+        with pytest.raises(AssertionError):
+            unit_pixels(wrong)

@@ -192,7 +192,7 @@ def test_a_probe_that_raises_is_a_line_and_no_traceback(monkeypatch: pytest.Monk
 
 
 def test_a_network_that_does_not_import_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cosmos_nemo.models.cosmos1_dit.spec", None)
+    monkeypatch.setitem(sys.modules, "cosmos_nemo.models.build", None)
     found = look((NANO,), checkpoint_dir=None)
     assert "cannot be imported" in found.broken
     assert runnable(found, (NANO,)) == []

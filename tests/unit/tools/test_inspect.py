@@ -75,7 +75,7 @@ def test_a_checkpoint_of_another_kind_is_described_too(run, tmp_path):
     status, lines, _ = run(tmp_path)
     assert status == 0
     found = facts(lines)
-    assert found["format"] == "no Cosmos 1 diffusion transformer"
+    assert found["format"] == "no diffusion transformer of Cosmos"
     assert found["size"].startswith("6 bytes")
 
 

@@ -50,8 +50,8 @@ def test_no_two_matrices_are_the_same() -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_two_tensor_parallel_ranks_hold_the_halves_of_the_network_of_one(rank: int) -> None:
+    from cosmos_nemo.models.build import build_network
     from cosmos_nemo.models.common.backend import torch_backend
-    from cosmos_nemo.models.cosmos1_dit.spec import build_network
     from cosmos_nemo.parallel.groups import start_alone
 
     cpu = torch.device("cpu")

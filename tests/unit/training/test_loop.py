@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cosmos_nemo.catalog import CARDS
-from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
+from cosmos_nemo.models.common.dit.model import DiT
 from cosmos_nemo.training.data import sample_index
 from cosmos_nemo.training.given import choices_of
 from cosmos_nemo.training.loop import LossError
@@ -20,7 +20,7 @@ from tests.parallel.train_worker import CARD, LATENT_CTHW, alone, data
 
 
 @torch.no_grad()
-def twin(network: Cosmos1DiT) -> Cosmos1DiT:
+def twin(network: DiT) -> DiT:
     """The same weights, without the update's hooks."""
     other = tiny_network(network.shape, dtype=network.dtype)
     for parameter, value in zip(other.parameters(), network.parameters(), strict=True):
@@ -28,7 +28,7 @@ def twin(network: Cosmos1DiT) -> Cosmos1DiT:
     return other
 
 
-def loss_by_hand(network: Cosmos1DiT, positions: range, settings: TrainingSettings) -> Tensor:
+def loss_by_hand(network: DiT, positions: range, settings: TrainingSettings) -> Tensor:
     """In float64, without any of the training modules but the draw and the order of the samples."""
     clips = data()
     chance = draw(

@@ -8,7 +8,7 @@ from cosmos_nemo.catalog import DiTShape
 from cosmos_nemo.checkpoint.load import load_into
 from cosmos_nemo.checkpoint.network import open_network
 from cosmos_nemo.checkpoint.reader import CheckpointError
-from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
+from cosmos_nemo.models.common.dit.model import DiT
 from cosmos_nemo.training.widened import starting_rules
 from tests.fakes import tiny_network
 from tests.parallel.train_worker import CARD, write_start
@@ -26,7 +26,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @torch.no_grad()
-def answer(network: Cosmos1DiT, mask: torch.Tensor | None) -> torch.Tensor:
+def answer(network: DiT, mask: torch.Tensor | None) -> torch.Tensor:
     x = torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     text = torch.randn(1, 8, 16, generator=torch.Generator().manual_seed(1))
     return network(
@@ -38,7 +38,7 @@ def answer(network: Cosmos1DiT, mask: torch.Tensor | None) -> torch.Tensor:
     )
 
 
-def loaded(shape: DiTShape, start: Path) -> Cosmos1DiT:
+def loaded(shape: DiTShape, start: Path) -> DiT:
     network, checkpoint = tiny_network(shape, seed=8), open_network(start)
     load_into(network, checkpoint=checkpoint, rules=starting_rules(shape, checkpoint))
     return network

@@ -70,7 +70,6 @@ def test_a_single_frame_needs_no_frame_rate():
 @pytest.mark.parametrize(
     ("grid", "change", "message"),
     [
-        ((2, 1, 1), {"fps": None}, "need an fps"),
         ((2, 1, 1), {"fps": 0.0}, "fps 0.0"),
         ((2, 1, 1), {"fps": float("nan")}, "fps nan"),
         ((2, 0, 1), {}, "empty"),

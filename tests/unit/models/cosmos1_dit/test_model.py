@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cosmos_nemo.models.common.dit.layers import modulate
+from cosmos_nemo.models.common.dit.model import Positions
 from cosmos_nemo.models.common.rope import rope_angles
-from cosmos_nemo.models.cosmos1_dit.layers import modulate
-from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT, Positions
+from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
 from tests.fakes import TINY, FakeGroup, tiny_network
 
 LATENT = (2, 4, 10)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
+from cosmos_nemo.models.common.dit.model import DiT
 from cosmos_nemo.parallel.groups import start_alone
 from cosmos_nemo.training.settings import TrainingSettings
 from cosmos_nemo.training.update import replicated
@@ -16,7 +16,7 @@ from tests.fakes import CPU, tiny_network
 SETTINGS = TrainingSettings(learning_rate=1e-3, clip_norm=0.5, weight_decay=0.1)
 
 
-def network(dtype: torch.dtype = torch.float32) -> Cosmos1DiT:
+def network(dtype: torch.dtype = torch.float32) -> DiT:
     return tiny_network(dtype=dtype).requires_grad_(True).train()
 
 
@@ -24,7 +24,7 @@ def update_of(module: nn.Module, settings: TrainingSettings = SETTINGS) -> Repli
     return Replicated(module, settings=settings, groups=start_alone(CPU))
 
 
-def loss_of(module: Cosmos1DiT, *, seed: int) -> Tensor:
+def loss_of(module: DiT, *, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     shape = module.shape
     x_BCTHW = torch.randn(1, shape.latent_channels, 2, 4, 4, generator=generator)
@@ -38,7 +38,7 @@ def loss_of(module: Cosmos1DiT, *, seed: int) -> Tensor:
     return (out - torch.randn(out.shape, generator=generator)).square().mean()
 
 
-def reference(module: Cosmos1DiT, settings: TrainingSettings) -> torch.optim.Optimizer:
+def reference(module: DiT, settings: TrainingSettings) -> torch.optim.Optimizer:
     norms = [parameter for parameter in module.parameters() if parameter.ndim == 1]
     others = [parameter for parameter in module.parameters() if parameter.ndim > 1]
     groups = [

@@ -1,10 +1,11 @@
-"""Layers of the Cosmos 1.0 / Predict1 diffusion transformer (spec/predict1-diffusion.md 1.2).
+"""Layers of both diffusion transformers (spec/predict1-diffusion.md 1.2, spec/predict2-video2world.md 1.4).
 
 Attribute names are those of the NeMo checkpoint (spec/nemo-cosmos1.md 3.2), so that one loads without a map.
-Legend: s tokens of this context parallel rank, B batch, D width, N heads of this tensor parallel rank,
-K head width, L text length.
+Legend: s tokens of this context parallel rank, R runs of them, B batch, D width, N heads of this tensor
+parallel rank, K head width, L text length.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,7 +33,10 @@ class KeyValue(NamedTuple):
 
 
 class Modulation(NamedTuple):
-    """How the noise level bends one sub-layer: x + gate * f(norm(x) * (1 + scale) + shift); each [B, D]."""
+    """How the noise level bends one sub-layer: x + gate * f(norm(x) * (1 + scale) + shift).
+
+    Each [B, D] for all tokens, or [R, B, D] where runs of tokens have levels of their own.
+    """
 
     shift: Tensor
     scale: Tensor
@@ -150,10 +154,11 @@ class AdaLN(nn.Module):
         )
 
     def forward(self, timestep_BD: Tensor, lora_B3D: Tensor) -> LayerModulation:
+        """Of [R, B, D] and [R, B, 3 D] too."""
         parts = rearrange(
-            self.adaLN_modulation(timestep_BD), "b (sub three d) -> sub three b d", sub=3, three=3
+            self.adaLN_modulation(timestep_BD), "... (sub three d) -> sub three ... d", sub=3, three=3
         )
-        parts = parts + rearrange(lora_B3D, "b (three d) -> three b d", three=3)
+        parts = parts + rearrange(lora_B3D, "... (three d) -> three ... d", three=3)
         return LayerModulation(*(Modulation(*sub) for sub in parts))
 
 
@@ -189,31 +194,58 @@ class DiTLayer(MegatronModule):
         modulation: LayerModulation,
         text: KeyValue,
         rope: Rope,
-        positions_s1D: Tensor,
+        positions_s1D: Tensor | None,
         num_tokens: int,
+        runs: Sequence[int] | None = None,
     ) -> Tensor:
-        """The position table is added again at the start of every layer (spec 1.2, step 7)."""
-        hidden = hidden_sBD + positions_s1D
-        hidden = self.attend_to_video(hidden, modulation.self_attention, rope, num_tokens)
-        hidden = self.attend_to_text(hidden, modulation.cross_attention, text)
-        return self.feed_forward(hidden, modulation.mlp)
+        """A position table, if there is one, is added again at the start of every layer (spec 1.2, step 7).
 
-    def attend_to_video(self, hidden_sBD: Tensor, by: Modulation, rope: Rope, num_tokens: int) -> Tensor:
-        return torch.addcmul(
-            hidden_sBD, by.gate, self.full_self_attention(modulate(hidden_sBD, by), rope, num_tokens)
-        )
+        runs: how many tokens of this rank each row of the modulation is for.
+        """
+        hidden = hidden_sBD if positions_s1D is None else hidden_sBD + positions_s1D
+        hidden = self.attend_to_video(hidden, modulation.self_attention, rope, num_tokens, runs)
+        hidden = self.attend_to_text(hidden, modulation.cross_attention, text, runs)
+        return self.feed_forward(hidden, modulation.mlp, runs)
 
-    def attend_to_text(self, hidden_sBD: Tensor, by: Modulation, text: KeyValue) -> Tensor:
-        return torch.addcmul(hidden_sBD, by.gate, self.cross_attention(modulate(hidden_sBD, by), text))
+    def attend_to_video(
+        self,
+        hidden_sBD: Tensor,
+        by: Modulation,
+        rope: Rope,
+        num_tokens: int,
+        runs: Sequence[int] | None = None,
+    ) -> Tensor:
+        change = self.full_self_attention(modulate(hidden_sBD, by, runs), rope, num_tokens)
+        return _add(hidden_sBD, change, by, runs)
 
-    def feed_forward(self, hidden_sBD: Tensor, by: Modulation) -> Tensor:
-        return torch.addcmul(hidden_sBD, by.gate, self.mlp(modulate(hidden_sBD, by))[0])
+    def attend_to_text(
+        self, hidden_sBD: Tensor, by: Modulation, text: KeyValue, runs: Sequence[int] | None = None
+    ) -> Tensor:
+        return _add(hidden_sBD, self.cross_attention(modulate(hidden_sBD, by, runs), text), by, runs)
+
+    def feed_forward(self, hidden_sBD: Tensor, by: Modulation, runs: Sequence[int] | None = None) -> Tensor:
+        return _add(hidden_sBD, self.mlp(modulate(hidden_sBD, by, runs))[0], by, runs)
 
 
-def modulate(hidden_sBD: Tensor, by: Modulation) -> Tensor:
+def modulate(hidden_sBD: Tensor, by: Modulation, runs: Sequence[int] | None = None) -> Tensor:
     """norm(x) * (1 + scale) + shift, with a LayerNorm that has no parameters."""
     normed = F.layer_norm(hidden_sBD, hidden_sBD.shape[-1:], eps=NORM_EPSILON)
-    return torch.addcmul(by.shift, normed, 1 + by.scale)
+    return _in_runs(lambda by, x: torch.addcmul(by.shift, x, 1 + by.scale), by, runs, normed)
+
+
+def _add(hidden_sBD: Tensor, change_sBD: Tensor, by: Modulation, runs: Sequence[int] | None) -> Tensor:
+    return _in_runs(lambda by, x, y: torch.addcmul(x, by.gate, y), by, runs, hidden_sBD, change_sBD)
+
+
+def _in_runs(
+    function: Callable[..., Tensor], by: Modulation, runs: Sequence[int] | None, *tensors_sBD: Tensor
+) -> Tensor:
+    """function(modulation, *tensors) of each run of tokens, with its row of the modulation."""
+    if runs is None:
+        return function(by, *tensors_sBD)
+    pieces = zip(*(tensor.split(list(runs)) for tensor in tensors_sBD), strict=True)
+    rows = (Modulation(*row) for row in zip(*by, strict=True))
+    return torch.cat([function(row, *piece) for row, piece in zip(rows, pieces, strict=True)])
 
 
 def mlp_spec(column_linear: type, row_linear: type) -> ModuleSpec:

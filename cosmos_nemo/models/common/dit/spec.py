@@ -1,4 +1,4 @@
-"""From numbers and a back end to the network, unfilled."""
+"""What the layers of a diffusion transformer are made of, from numbers and a back end."""
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from cosmos_nemo.catalog import DiTShape
 from cosmos_nemo.models.common.backend import Backend
-from cosmos_nemo.models.cosmos1_dit.layers import (
+from cosmos_nemo.models.common.dit.layers import (
     NORM_EPSILON,
     AttentionSubmodules,
     CrossAttention,
@@ -17,29 +17,6 @@ from cosmos_nemo.models.cosmos1_dit.layers import (
     SelfAttention,
     mlp_spec,
 )
-from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
-
-
-def build_network(
-    shape: DiTShape,
-    *,
-    backend: Backend,
-    pg_collection: ProcessGroupCollection,
-    device: torch.device,
-    dtype: torch.dtype,
-    rope_dtype: torch.dtype = torch.float32,
-) -> Cosmos1DiT:
-    """The network with this rank's share of the parameters allocated on `device`, their values undefined."""
-    with torch.device("meta"):
-        network = Cosmos1DiT(
-            shape,
-            config=transformer_config(shape, backend=backend, pg_collection=pg_collection, dtype=dtype),
-            layer=layer_spec(shape, backend),
-            rms_norm=backend.rms_norm,
-            pg_collection=pg_collection,
-            rope_dtype=rope_dtype,
-        )
-    return network.to_empty(device=device).requires_grad_(False).eval()
 
 
 def layer_spec(shape: DiTShape, backend: Backend) -> ModuleSpec:

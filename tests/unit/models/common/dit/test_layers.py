@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cosmos_nemo.models.common.rope import rope_angles
-from cosmos_nemo.models.cosmos1_dit.layers import (
+from cosmos_nemo.models.common.dit.layers import (
     AdaLN,
     DiTLayer,
     KeyValue,
@@ -19,6 +18,7 @@ from cosmos_nemo.models.cosmos1_dit.layers import (
     Rope,
     modulate,
 )
+from cosmos_nemo.models.common.rope import rope_angles
 from tests.fakes import tiny_network
 
 D, N, K, GRID = 64, 4, 16, (2, 3, 2)

@@ -7,17 +7,18 @@ from megatron.core import dist_checkpointing
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import nn
 
-from cosmos_nemo.catalog import DiTShape
+from cosmos_nemo.catalog import DiTShape, Family
 from cosmos_nemo.checkpoint.load import load_into
 from cosmos_nemo.checkpoint.names import network_rules, parameter_shapes
 from cosmos_nemo.checkpoint.reader import open_checkpoint
+from cosmos_nemo.models.build import build_network
 from cosmos_nemo.models.common.backend import Backend, torch_backend
+from cosmos_nemo.models.common.dit.spec import layer_spec, transformer_config
 from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
-from cosmos_nemo.models.cosmos1_dit.spec import build_network, layer_spec, transformer_config
 from cosmos_nemo.parallel.groups import start_alone
 from tests.fakes import CPU, TINY, FakeGroup
 
-NEMO = Path(__file__).parents[3] / "golden" / "nemo_text_torch_dist"
+NEMO = Path(__file__).parents[2] / "golden" / "nemo_text_torch_dist"
 
 
 def build(shape: DiTShape = TINY, *, dtype: torch.dtype = torch.float32) -> Cosmos1DiT:
@@ -25,7 +26,15 @@ def build(shape: DiTShape = TINY, *, dtype: torch.dtype = torch.float32) -> Cosm
     return build_network(shape, backend=torch_backend(), pg_collection=collection, device=CPU, dtype=dtype)
 
 
-@pytest.mark.parametrize("shape", [TINY, replace(TINY, takes_given_mask=True), replace(TINY, num_layers=1)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        TINY,
+        replace(TINY, takes_given_mask=True),
+        replace(TINY, num_layers=1),
+        replace(TINY, family=Family.PREDICT2, takes_given_mask=True),
+    ],
+)
 def test_the_parameters_are_those_that_the_checkpoint_package_knows(shape: DiTShape) -> None:
     found = {name: tuple(parameter.shape) for name, parameter in build(shape).named_parameters()}
     assert found == parameter_shapes(shape)
