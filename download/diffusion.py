@@ -14,11 +14,14 @@ from cosmos_nemo.checkpoint.families import (
     FAMILIES,
     INFERENCE_RUNS,
     PREDICT1,
+    RATES,
+    RESOLUTIONS,
     SIZES,
     TYPES,
     FamilyError,
     choose_family,
     choose_models,
+    choose_variants,
     files_of,
 )
 from cosmos_nemo.checkpoint.released import HubFiles
@@ -30,12 +33,13 @@ def main() -> int:
     try:
         family = choose_family(flags.family, flags.model_sizes)
         models = choose_models(family, flags.model_sizes, flags.model_types)
+        variants = choose_variants(family, models, resolutions=flags.resolution, rates=flags.fps)
     except FamilyError as error:
         parser.error(str(error))
     root = Path(flags.checkpoint_dir)
     if root.exists() and not root.is_dir():
         parser.error(f"--checkpoint_dir {root} is a file. Name a folder; it is made if it is not there.")
-    return _download(files_of(family, models), root, dry_run=flags.dry_run)
+    return _download(files_of(family, models, variants), root, dry_run=flags.dry_run)
 
 
 def _download(wanted: list[HubFiles], root: Path, *, dry_run: bool) -> int:
@@ -87,6 +91,20 @@ def _parser() -> argparse.ArgumentParser:
         "--family",
         choices=FAMILIES,
         help=f"needed for 14B alone; else 7B means {PREDICT1.name} and 2B predict2",
+    )
+    parser.add_argument(
+        "--resolution",
+        nargs="+",
+        choices=RESOLUTIONS,
+        metavar="ROWS",
+        help=f"of Video2World of predict2: {' or '.join(RESOLUTIONS)}, for videos of about so many rows; 720",
+    )
+    parser.add_argument(
+        "--fps",
+        nargs="+",
+        choices=RATES,
+        metavar="RATE",
+        help=f"of Video2World of predict2: {' or '.join(RATES)} frames per second; 16",
     )
     parser.add_argument(
         "--checkpoint_dir", default="checkpoints", help="the folder that inference takes as --checkpoint_dir"

@@ -3,6 +3,7 @@
 Standard library only. Sources: spec/predict1-diffusion.md, 9; spec/predict2-video2world.md, 6.1.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -197,13 +198,47 @@ def choose_models(
     return list(dict.fromkeys(models))
 
 
-def files_of(family: Family, models: Sequence[tuple[str, str]]) -> list[HubFiles]:
+RESOLUTIONS, RATES = ("480", "720"), ("10", "16")
+_VARIANT = re.compile(r"-(480|720)p-(10|16)fps$")
+"""How the networks of one repository of Predict2 differ, at the end of their cards' names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variants:
+    """Networks of a Video2World of Predict2: for each of these rows of pixels, at each of these rates."""
+
+    resolutions: tuple[str, ...] = ("720",)
+    rates: tuple[str, ...] = ("16",)
+
+    @property
+    def file_names(self) -> list[str]:
+        return [f"model-{rows}p-{rate}fps.pt" for rows in self.resolutions for rate in self.rates]
+
+
+def choose_variants(
+    family: Family,
+    models: Sequence[tuple[str, str]],
+    *,
+    resolutions: Sequence[str] | None,
+    rates: Sequence[str] | None,
+) -> Variants:
+    """What was asked for, else what the released script fetches; FamilyError where there is no choice."""
+    for flag, given in (("--resolution", resolutions), ("--fps", rates)):
+        if given and not (family is PREDICT2 and "Video2World" in {kind for _, kind in models}):
+            raise FamilyError(f"{flag} is for Video2World of --family predict2 alone. Leave it out.")
+    own = {"resolutions": resolutions, "rates": rates}
+    return Variants(**{name: tuple(dict.fromkeys(given)) for name, given in own.items() if given})
+
+
+def files_of(
+    family: Family, models: Sequence[tuple[str, str]], variants: Variants = Variants()
+) -> list[HubFiles]:
     """The repositories that `models` need, each once: the networks first, then what they share."""
     if family is PREDICT1 and ("7B", "Video2World") in models:
         models = [*models, ("7B", "WorldInterpolator")]
     kinds = {kind for _, kind in models}
     first = family.model(*models[0])
-    networks = [_network(family, size, kind) for size, kind in models]
+    networks = [_network(family, size, kind, variants) for size, kind in models]
     shared = [
         text_encoder("google-t5/t5-11b", model=first),
         guardrail("nvidia/Cosmos-Guardrail1", model=first),
@@ -215,24 +250,29 @@ def files_of(family: Family, models: Sequence[tuple[str, str]]) -> list[HubFiles
 
 def door_for(model: str) -> str:
     """The command that downloads the model of this card's name; a post-trained one's is its base model's."""
-    base = model.partition("_post-trained")[0]
+    base = _VARIANT.sub("", model.partition("_post-trained")[0])
+    found = _VARIANT.search(model)
+    variant = f" --resolution {found[1]} --fps {found[2]}" if found else ""
     for family in FAMILIES.values():
         for kind, sizes in family.types.items():
             for size in sizes:
                 if base == family.model(size, kind):
                     which = f" --family {family.name}" if size == "14B" else ""
                     return (
-                        f"python download/diffusion.py --model_sizes {size}{which} --model_types {kind} "
-                        "--checkpoint_dir checkpoints"
+                        f"python download/diffusion.py --model_sizes {size}{which} --model_types {kind}"
+                        f"{variant} --checkpoint_dir checkpoints"
                     )
     return f"python download/nemo.py --models {model}"
 
 
-def _network(family: Family, size: str, kind: str) -> HubFiles:
+def _network(family: Family, size: str, kind: str, variants: Variants) -> HubFiles:
     model = family.model(size, kind)
     files = network(f"nvidia/{model}", model=model)
     if family is PREDICT2 and kind == "Video2World":
-        return one_of(files, ("model.pt", "model-720p-16fps.pt"))  # before the release and since
+        own = variants.file_names
+        if variants == Variants():
+            return one_of(files, ("model.pt", *own))  # before the release and since
+        return replace(files, needs=tuple((name,) for name in own), allow=(*own, "config.json"))
     if kind == "SingleToMultiView-Sample-AV":
         names = ("t2w_model.pt", "v2w_model.pt")
         return replace(files, needs=((names[0],), (names[1],)), allow=(*names, "config.json"))

@@ -13,6 +13,7 @@ from cosmos_nemo.checkpoint.families import (
     beside,
     choose_family,
     choose_models,
+    choose_variants,
     door_for,
     files_of,
     image_upsampler,
@@ -190,3 +191,48 @@ def test_pixtral_is_fetched_as_mistral_released_it_without_a_tokenizer_that_is_n
 )
 def test_a_folder_is_whole_with_the_files_of_both_repositories(names: tuple[str, ...], lacks: str) -> None:
     assert lacking_together(PIXTRAL, iter(names)) == lacks
+
+
+@pytest.mark.parametrize(
+    ("resolutions", "rates", "names"),
+    [
+        (None, None, [("model.pt", "model-720p-16fps.pt")]),
+        (["480"], None, [("model-480p-16fps.pt",)]),
+        (["480", "720"], ["10"], [("model-480p-10fps.pt",), ("model-720p-10fps.pt",)]),
+        (["720", "720"], ["16"], [("model.pt", "model-720p-16fps.pt")]),
+    ],
+)
+def test_the_networks_of_a_video2world_of_predict2_are_those_asked_for(
+    resolutions: list[str] | None, rates: list[str] | None, names: list[tuple[str, ...]]
+) -> None:
+    models = [("2B", "Video2World")]
+    variants = choose_variants(PREDICT2, models, resolutions=resolutions, rates=rates)
+    network = files_of(PREDICT2, models, variants)[0]
+    assert list(network.needs) == names
+    assert set(network.allow) == {"config.json", *(name for group in names for name in group)}
+
+
+@pytest.mark.parametrize("flag", ["resolutions", "rates"])
+@pytest.mark.parametrize(
+    ("family", "models"), [(PREDICT1, [("7B", "Video2World")]), (PREDICT2, [("2B", "Text2Image")])]
+)
+def test_a_resolution_or_rate_is_refused_where_there_is_one_network(
+    family: Family, models: list[tuple[str, str]], flag: str
+) -> None:
+    asked: dict[str, list[str] | None] = {"resolutions": None, "rates": None, flag: ["480"]}
+    with pytest.raises(FamilyError, match="is for Video2World of --family predict2 alone"):
+        choose_variants(family, models, **asked)
+
+
+@pytest.mark.parametrize(
+    ("model", "flags"),
+    [
+        ("Cosmos-Predict2-2B-Video2World", "--model_sizes 2B --model_types Video2World --checkpoint_dir"),
+        (
+            "Cosmos-Predict2-14B-Video2World-480p-10fps",
+            "--model_sizes 14B --family predict2 --model_types Video2World --resolution 480 --fps 10",
+        ),
+    ],
+)
+def test_the_command_that_downloads_a_network_of_predict2_names_its_variant(model: str, flags: str) -> None:
+    assert f"python download/diffusion.py {flags}" in door_for(model)
