@@ -13,6 +13,7 @@ from cosmos_nemo.catalog import (
     ModelCard,
     TokenizerShape,
     VisionShape,
+    WanTokenizerShape,
     find_card,
 )
 from cosmos_nemo.checkpoint.load import split_axis
@@ -60,6 +61,7 @@ def alone(stage: StageMemory) -> float:
     "shape",
     [
         *(CARDS[name].network for name in (SMALL.name, LARGE.name, NANO.name)),
+        *(CARDS[f"Cosmos-Predict2-{size}-Video2World"].network for size in ("2B", "14B")),
         replace(SMALL.network, takes_given_mask=True, adaln_lora_dim=17, text_dim=5, latent_channels=3),
         DiTShape(num_layers=3, hidden_size=12, num_heads=2, ffn_hidden_size=20, patch_size=4),
     ],
@@ -198,6 +200,16 @@ def test_the_peaks_measured_of_the_published_rows_are_predicted(
     predicted = [peak / GIB for _, peak in published_rows(card)]
     assert predicted == pytest.approx(measured, rel=0.01)
     assert all(told > found - 0.1 for told, found in zip(predicted, measured, strict=True))
+
+
+def test_predict2s_tokenizer_and_refiner_have_the_weights_of_their_files() -> None:
+    from cosmos_nemo.checkpoint.wan_tokenizer_names import tensor_shapes as of_wan
+
+    card = CARDS["Cosmos-Predict2-2B-Video2World"]
+    assert isinstance(card.tokenizer, WanTokenizerShape)
+    assert stage(card, "tokenizer").weights == 2 * sum(map(prod, of_wan(card.tokenizer).values()))
+    assert stage(card, "upsampler").weights == 2 * 8_292_166_656
+    assert stage(card, "tokenizer").work < stage(card, "tokenizer", height=1056, width=1920).work
 
 
 def test_the_peaks_measured_of_guards_and_upsampler_are_predicted() -> None:
