@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from cosmos_nemo.checkpoint.json_file import read_json
 from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError, open_checkpoint
+from cosmos_nemo.checkpoint.refiner_names import RefinerShape, refiner_rules, refiner_shape
 from cosmos_nemo.stages.base import Stage
 from cosmos_nemo.stages.item_error import ItemError
-from cosmos_nemo.stages.json_file import read_json
 from cosmos_nemo.stages.prompt_upsampler import UpsamplerError
 from cosmos_nemo.stages.refiner_answer import Sampling, plain_ascii_mask, read_sampling, refined_tokens
 from cosmos_nemo.stages.refiner_chat import (
@@ -27,7 +28,6 @@ from cosmos_nemo.stages.refiner_chat import (
 )
 from cosmos_nemo.stages.refiner_image import Patches, fitted_size, image_patches
 from cosmos_nemo.stages.refiner_model import build_refiner
-from cosmos_nemo.stages.refiner_names import RefinerShape, refiner_rules, refiner_shape
 
 logger = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from cosmos_nemo.catalog import LanguageShape
+from cosmos_nemo.checkpoint.json_file import read_json
 from cosmos_nemo.checkpoint.language_names import language_rules
 from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError, open_checkpoint
 from cosmos_nemo.stages.base import Stage
 from cosmos_nemo.stages.item_error import ItemError
-from cosmos_nemo.stages.json_file import read_json
 from cosmos_nemo.stages.language_model import answer_tokens, build_mistral
 from cosmos_nemo.stages.upsampled_text import clean_answer
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cosmos_nemo.checkpoint.json_file import read_json
 from cosmos_nemo.checkpoint.reader import CheckpointError
-from cosmos_nemo.stages.json_file import read_json
 from cosmos_nemo.stages.language_model import GumbelNoise, refuse_not_finite
 from cosmos_nemo.stages.refiner_image import Patches
 

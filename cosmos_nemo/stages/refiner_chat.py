@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from cosmos_nemo.checkpoint.json_file import read_json
 from cosmos_nemo.checkpoint.reader import CheckpointError
-from cosmos_nemo.stages.json_file import read_json
 
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 IMAGE_START, IMAGE_TOKEN, IMAGE_END = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"

@@ -11,8 +11,8 @@ import torch
 from einops import repeat
 from torch import Tensor
 
+from cosmos_nemo.checkpoint.refiner_names import TowerShape
 from cosmos_nemo.stages.item_error import ItemError
-from cosmos_nemo.stages.refiner_names import TowerShape
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)

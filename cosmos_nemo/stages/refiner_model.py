@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from cosmos_nemo.checkpoint.json_file import read_json
 from cosmos_nemo.checkpoint.load import load_into
 from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError
-from cosmos_nemo.stages.json_file import read_json
-from cosmos_nemo.stages.refiner_names import refiner_rules, refiner_shape
+from cosmos_nemo.checkpoint.refiner_names import refiner_rules, refiner_shape
 
 _SECTIONS = "mrope_section"
 

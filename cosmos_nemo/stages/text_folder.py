@@ -5,8 +5,8 @@ import zipfile
 from pathlib import Path
 
 from cosmos_nemo.checkpoint.fingerprint import fingerprint
+from cosmos_nemo.checkpoint.json_file import read_json
 from cosmos_nemo.checkpoint.reader import CheckpointError, open_checkpoint
-from cosmos_nemo.stages.json_file import read_json
 
 _TOKENIZER = "tokenizer.json"
 """The fast tokenizer's file. A folder with spiece.model alone would need sentencepiece to convert it."""

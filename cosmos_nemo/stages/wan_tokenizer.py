@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cosmos_nemo.catalog import WanTokenizerShape
+from cosmos_nemo.checkpoint.json_file import read_json
 from cosmos_nemo.checkpoint.load import load_into
 from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError, open_checkpoint
 from cosmos_nemo.checkpoint.rules import Rule, Same
@@ -15,7 +16,6 @@ from cosmos_nemo.checkpoint.wan_tokenizer_names import match_names, tensor_shape
 from cosmos_nemo.models.video_tokenizer.model import to_uint8
 from cosmos_nemo.models.wan_tokenizer.model import PARTS, WanTokenizer, build_autoencoder
 from cosmos_nemo.stages.base import Stage
-from cosmos_nemo.stages.json_file import read_json
 
 # NVIDIA's name of the released file, Wan2.1's own, and diffusers' `vae` folder.
 _RELEASED, _DIFFUSERS = ("tokenizer.pth", "Wan2.1_VAE.pth"), "diffusion_pytorch_model.safetensors"

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from cosmos_nemo.checkpoint.refiner_names import RefinerShape, refiner_shape, refiner_shapes, released_name
 from cosmos_nemo.stages.refiner_chat import IMAGE_END, IMAGE_START, IMAGE_TOKEN, TURN_END, TURN_START
-from cosmos_nemo.stages.refiner_names import RefinerShape, refiner_shape, refiner_shapes, released_name
 
 Names = Literal["released", "newer"]
 """As the released files name their tensors, or as a newer transformers saves them."""

@@ -11,9 +11,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cosmos_nemo.checkpoint.json_file import read_json
 from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError, open_checkpoint
 from cosmos_nemo.stages.guardrail.filling import check_same_tensors, fill
-from cosmos_nemo.stages.json_file import read_json
 
 REPOSITORY = "google/siglip-so400m-patch14-384"
 CACHE_NAME = "models--" + REPOSITORY.replace("/", "--")

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from cosmos_nemo.checkpoint.json_file import read_json
 from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError, open_checkpoint
-from cosmos_nemo.stages.json_file import read_json
 from cosmos_nemo.stages.text_folder import weight_files
 
 _TOKENIZER = "tokenizer.json"

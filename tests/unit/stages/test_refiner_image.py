@@ -5,9 +5,9 @@ import numpy
 import pytest
 import torch
 
+from cosmos_nemo.checkpoint.refiner_names import TowerShape
 from cosmos_nemo.stages.item_error import ItemError
 from cosmos_nemo.stages.refiner_image import fitted_size, image_patches
-from cosmos_nemo.stages.refiner_names import TowerShape
 from tests.unit.stages.test_pixtral_image import picture
 
 RELEASED = TowerShape(

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cosmos_nemo.checkpoint.reader import CheckpointError, open_checkpoint
+from cosmos_nemo.checkpoint.refiner_names import refiner_rules, refiner_shape, refiner_shapes
 from cosmos_nemo.stages.refiner_model import build_refiner, refiner_config
-from cosmos_nemo.stages.refiner_names import refiner_rules, refiner_shape, refiner_shapes
 from cosmos_nemo.tools.standin_refiner import Names, write_refiner
 
 CPU = torch.device("cpu")

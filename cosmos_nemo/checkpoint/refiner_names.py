@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cosmos_nemo.checkpoint.json_file import read_json
 from cosmos_nemo.checkpoint.mismatch import complaint
 from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError
 from cosmos_nemo.checkpoint.rules import Rule, Same, Shape
-from cosmos_nemo.stages.json_file import read_json
 
 _MODEL_TYPE = "qwen2_5_vl"
 
