@@ -363,7 +363,7 @@ def _predict2_variant(card: ModelCard, resolution: str, fps: int) -> ModelCard:
         card,
         name=f"{card.name}-{resolution}-{fps}fps",
         video=replace(card.video, fps=fps, num_frames=_FRAMES_OF_FPS[fps], height=height, width=width),
-        sources=replace(card.sources, weights_files=(f"model-{resolution}-{fps}fps.pt",)),
+        sources=replace(card.sources, weights_files=(f"model-{resolution}-{fps}fps.pt", "model.pt")),
     )
 
 

@@ -35,16 +35,18 @@ def convert(
     to: str,
     model: str | None = None,
     dtype: torch.dtype | None = None,
+    averaged: bool = False,
     on_tensor: Callable[[int, int], None] | None = None,
 ) -> Identity:
     """Writes the network at `source` into the new folder `target`, in the layout `to`; returns which it was.
 
-    `model` names its card, found by its shapes if left out; `dtype` None keeps each tensor's own. One tensor
-    is in memory at a time (all of them for a model.pt, which torch.save writes at once);
-    `on_tensor(done, total)` follows each. Raises CheckpointError, CatalogError.
+    `model` names its card, found by its shapes if left out; `dtype` None keeps each tensor's own;
+    `averaged` takes the moving average of the weights. One tensor is in memory at a time (all of them for a
+    model.pt, which torch.save writes at once); `on_tensor(done, total)` follows each. Raises CheckpointError,
+    CatalogError.
     """
     refuse_existing(target)
-    checkpoint = open_network(source)
+    checkpoint = open_network(source, averaged=averaged)
     identity = identify(checkpoint, model=model)
     family = identity.card.network.family
     if family is not _FAMILY_OF.get(to, family):

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from cosmos_nemo.catalog import Family, ModelCard
 from cosmos_nemo.request import (
     BACKENDS,
     CFG_PARALLEL,
@@ -43,6 +44,7 @@ _OF_SOME_DOORS = {
     "--frame_index_start": _INTERPOLATOR,
     "--num_frame_pairs": _INTERPOLATOR,
     "--draw_condition_noise": _INTERPOLATOR,
+    "--load_ema": f"{_VIDEO2WORLD} and general.py",
 }
 """Flags that a person may expect of every door."""
 PREDICT1_NAMES = {
@@ -94,10 +96,14 @@ def add_video(
     group.add_argument(
         "--seed", type=int, default=None, help=f"of the noise: the same video for the same seed; {seed}"
     )
-    group.add_argument("--height", type=int, default=None, help="pixels, a multiple of 16; the model's, 704")
-    group.add_argument("--width", type=int, default=None, help="pixels, a multiple of 16; the model's, 1280")
+    group.add_argument(
+        "--height", type=int, default=None, help="pixels, a multiple of 16; the model's own, mostly 704"
+    )
+    group.add_argument(
+        "--width", type=int, default=None, help="pixels, a multiple of 16; the model's own, mostly 1280"
+    )
     group.add_argument("--num_video_frames", type=int, default=None, help=num_frames)
-    group.add_argument("--fps", type=int, default=None, help="frames per second; 24")
+    group.add_argument("--fps", type=int, default=None, help="frames per second; the model's own, mostly 24")
 
 
 def add_batch(
@@ -211,6 +217,18 @@ def _check_prompt_models(flags: argparse.Namespace, *, upsamples: bool) -> None:
         for flag in ("--guardrail_dir", "--text_guard_dir"):
             if getattr(flags, flag[2:]):
                 raise RequestError(f"{flag} has no effect beside --disable_guardrail. Pass one of them.")
+
+
+def add_average(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--load_ema", action="store_true", help="of a .pt of Predict2, the moving average of the weights"
+    )
+
+
+def check_average(flags: argparse.Namespace, card: ModelCard) -> None:
+    """RequestError for a model whose files hold no average."""
+    if flags.load_ema and card.network.family is not Family.PREDICT2:
+        raise RequestError(f"--load_ema is for Predict2's files, not for {card.name}. Leave it out.")
 
 
 def path_of(text: str) -> Path | None:

@@ -9,11 +9,13 @@ from typing import Any
 from cosmos_nemo.catalog import CARDS, ModelCard, Task, find_card
 from cosmos_nemo.cli.flags import (
     EXIT_STATUS,
+    add_average,
     add_batch,
     add_machine,
     add_prompt_models,
     add_video,
     add_word_limit,
+    check_average,
     check_effects,
     parse_flags,
     path_of,
@@ -33,6 +35,7 @@ def parse_general(argv: Sequence[str]) -> Invocation:
     card = find_card(flags.model)
     check_task(card, Task.TEXT2WORLD, Task.VIDEO2WORLD)
     _check_family(flags, card)
+    check_average(flags, card)
     check_effects(
         flags,
         upsamples=flags.enable_prompt_upsampler,
@@ -48,6 +51,7 @@ def parse_general(argv: Sequence[str]) -> Invocation:
         assets_dir=path_of(flags.cosmos_assets_dir),
         text_encoder_dir=path_of(flags.text_encoder_dir),
         t5_cache_dir=path_of(flags.t5_cache_dir),
+        averaged=flags.load_ema,
     )
     request = _request(
         flags,
@@ -117,7 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     add_video(video)
     video.add_argument("--video_save_path", default="", help="an .mp4 or .npy file; MODEL.mp4")
     video.add_argument("--video_save_folder", default="", help="of a batch: 0.mp4 ...; outputs")
-    _add_files(parser.add_argument_group("models and files"))
+    files = parser.add_argument_group("models and files")
+    _add_files(files)
+    add_average(files)
     prompts = parser.add_argument_group("prompt upsampler and guardrails")
     prompts.add_argument(
         "--enable_prompt_upsampler",

@@ -11,7 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from cosmos_nemo.catalog import CARDS, Family, ModelCard, Task, variant_for
-from cosmos_nemo.cli.flags import EXIT_STATUS, add_batch, add_video, check_effects, parse_flags
+from cosmos_nemo.cli.flags import (
+    EXIT_STATUS,
+    add_average,
+    add_batch,
+    add_video,
+    check_average,
+    check_effects,
+    parse_flags,
+)
 from cosmos_nemo.cli.invocation import Invocation
 from cosmos_nemo.cli.predict1 import (
     VISUAL_FLAG,
@@ -25,7 +33,7 @@ from cosmos_nemo.cli.predict1 import (
     video_path,
 )
 from cosmos_nemo.cli.translate import invocation_of, request_of
-from cosmos_nemo.request import RequestError, Setup, Video2WorldRequest
+from cosmos_nemo.request import Setup, Video2WorldRequest
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +51,7 @@ def parse_video2world(argv: Sequence[str]) -> Invocation:
     path = video_path(flags)
     named, setup = find_model(flags, task=Task.VIDEO2WORLD)
     card = _nearest_network(named, flags, setup)
-    if flags.load_ema and card.network.family is not Family.PREDICT2:
-        raise RequestError(f"--load_ema is for Predict2's files, not for {card.name}. Leave it out.")
+    check_average(flags, card)
     setup = replace(setup, model=card.name, averaged=flags.load_ema)
     request = request_of(
         flags,
@@ -69,12 +76,19 @@ def _nearest_network(card: ModelCard, flags: argparse.Namespace, setup: Setup) -
     places = [given] if setup.assets_dir is None else [setup.assets_dir / given, given]
     if nearest is card or any(place.is_file() or (place / _SINGLE).is_file() for place in places):
         return card
-    there = {path.name for place in places if place.is_dir() for path in place.glob("model-*.pt")}
+    folder = next((place for place in places if place.is_dir()), None)
+    there = set() if folder is None else {path.name for path in folder.glob("model-*.pt")}
     variants = [other for other in CARDS.values() if other.name.startswith(f"{card.name}-")]
-    found = next((other for other in (nearest, *variants) if there & {*other.sources.weights_files}), nearest)
+    variants.sort(key=lambda other: _distance(other, nearest))
+    found = next((other for other in variants if other.sources.weights_files[0] in there), nearest)
     if found is not nearest:
         logger.warning("%s is not here: taking %s", nearest.sources.weights_files[0], found.name)
     return found
+
+
+def _distance(card: ModelCard, nearest: ModelCard) -> tuple[bool, bool]:
+    """Another size is further away than another rate."""
+    return card.video.height != nearest.video.height, card.video.fps != nearest.video.fps
 
 
 def _num_input_frames(asked: int, card: ModelCard) -> int:
@@ -117,8 +131,6 @@ def _parser() -> argparse.ArgumentParser:
     add_output(video)
     files = parser.add_argument_group("models and files")
     add_files(files, default_model=_DEFAULT_MODEL)
-    files.add_argument(
-        "--load_ema", action="store_true", help="of a .pt of Predict2, the moving average of the weights"
-    )
+    add_average(files)
     add_vision_models(parser)
     return parser

@@ -86,6 +86,7 @@ class Job:
             "backend": self.backend.name,
             "dtype": str(self.dtype).removeprefix("torch."),
             "rope_dtype": self.setup.rope_dtype,
+            "averaged": self.setup.averaged,
             "text_encoder_dtype": str(self.text_encoder_dtype).removeprefix("torch."),
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             "guardrails": {"state": self._guardrails()},
@@ -103,6 +104,7 @@ class Job:
             "dtypes": [str(self.dtype), self.setup.rope_dtype, str(self.text_encoder_dtype)],
             "guardrails": self._guardrails(),
             "prompt_upsampler": self._upsampling(),
+            **({"averaged": True} if self.setup.averaged else {}),
         }
         text = json.dumps(what, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

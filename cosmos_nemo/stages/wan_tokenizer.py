@@ -135,6 +135,8 @@ def read_statistics(folder: Path, shape: WanTokenizerShape) -> dict[str, Tensor]
 
 def _weights_path(folder: Path) -> Path:
     names = (*_RELEASED, _DIFFUSERS)
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file: pass the folder that holds it as --tokenizer_dir")
     found = next((folder / name for name in names if (folder / name).is_file()), None)
     if found is None:
         raise CheckpointError(f"{folder} holds no video tokenizer: one of {', '.join(names)} is needed")

@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="if left out: as the folder is called if it has a card.json, else found by its sizes; one of "
         + ", ".join(CARDS),
     )
+    parser.add_argument(
+        "--load_ema", action="store_true", help="of a .pt of Predict2, the moving average of the weights"
+    )
     parser.add_argument("--dtype", choices=_DTYPES, help="of the numbers written (default: as they are)")
 
 
@@ -50,7 +53,13 @@ def run(args: argparse.Namespace) -> int:
 
             model = args.model or _called_after(args.source)
             identity = convert(
-                args.source, args.target, to=args.to, model=model, dtype=dtype, on_tensor=on_tensor
+                args.source,
+                args.target,
+                to=args.to,
+                model=model,
+                dtype=dtype,
+                averaged=args.load_ema,
+                on_tensor=on_tensor,
             )
     except (CheckpointError, CatalogError) as error:
         print(f"cosmos-nemo convert: {error}", file=sys.stderr)

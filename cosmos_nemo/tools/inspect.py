@@ -60,6 +60,7 @@ def _network_facts(checkpoint: "Checkpoint") -> Iterator[tuple[str, str]]:
     from cosmos_nemo.checkpoint.identity import identify
     from cosmos_nemo.checkpoint.lora import merge_lora
     from cosmos_nemo.checkpoint.names import network_rules, parameter_shapes
+    from cosmos_nemo.checkpoint.network import choose_weights, holds
     from cosmos_nemo.checkpoint.reader import CheckpointError
 
     try:
@@ -68,8 +69,12 @@ def _network_facts(checkpoint: "Checkpoint") -> Iterator[tuple[str, str]]:
         yield "format", "no diffusion transformer of Cosmos"
         return
     yield "format", format_.name
-    merged = merge_lora(checkpoint)
-    if merged is not checkpoint:
+    has_weights, has_average = holds(checkpoint)
+    if has_average:
+        yield "average", "the weights and their moving average" if has_weights else "it alone, for --load_ema"
+    chosen = choose_weights(checkpoint, averaged=has_average and not has_weights)
+    merged = merge_lora(chosen)
+    if merged is not chosen:
         yield "post-trained", "with LoRA, which is merged when the network is read"
     identity = identify(merged)
     network_rules(identity.card.network, merged)

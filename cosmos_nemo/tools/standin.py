@@ -38,7 +38,6 @@ _NANO_WIDTH = 512
 """Networks up to this width are written as they are."""
 
 _TOKENIZER_CHANNELS = 16
-_SINGLE = "model.pt"
 _MARKER = "standin.json"
 _LAYOUT_USE = {
     "folder": "general.py --cosmos_assets_dir {folder} or {door} --checkpoint_dir {folder}",
@@ -170,11 +169,14 @@ def _write_parts(card: ModelCard, root: Path, *, seed: int, layout: str) -> None
         parts.append((upsampler_of(card), functools.partial(write_pixtral, layout="mistral")))
     if card.sources.guardrail:
         parts += [(guardrail_of(card), write_guardrails), (text_guard_of(card), write_llama_guard)]
+    network = _place(weights_of(card), root=root, seed=seed, layout=layout)
+    is_first = not network.exists()
     for files, write in parts:
         folder = _place(files, root=root, seed=seed, layout=layout)
         if not folder.exists():
             write(folder=folder, seed=seed)
-    _name_network(_place(weights_of(card), root=root, seed=seed, layout=layout), card.sources.weights_files)
+    if card.sources.weights_files:
+        _name_network(network, card.sources.weights_files[0], is_first=is_first)
 
 
 def _write_network(small: ModelCard, card: ModelCard, *, folder: Path, seed: int) -> None:
@@ -193,12 +195,14 @@ def _write_network(small: ModelCard, card: ModelCard, *, folder: Path, seed: int
     )
 
 
-def _name_network(folder: Path, names: tuple[str, ...]) -> None:
+def _name_network(folder: Path, name: str, *, is_first: bool) -> None:
     """A repository with several networks has files of their names, here all with the same numbers."""
-    if names and not any((folder / name).exists() for name in names):
-        shutil.copy(next(folder.glob("model*.pt")), folder / names[0])
-        if names[0] != _SINGLE:
-            (folder / _SINGLE).unlink(missing_ok=True)
+    if not (folder / name).exists():
+        written = next(folder.glob("model*.pt"))
+        if is_first:
+            written.rename(folder / name)
+        else:
+            shutil.copy(written, folder / name)
 
 
 def _place(files: HubFiles, *, root: Path, seed: int, layout: str) -> Path:
@@ -206,7 +210,7 @@ def _place(files: HubFiles, *, root: Path, seed: int, layout: str) -> Path:
     if layout == "folder":
         return root / files.assets_name
     repository = root / "hub" / files.hub_name
-    commit = hashlib.sha1(f"stand-in {files.repository} {seed}".encode()).hexdigest()
+    commit = files.revision or hashlib.sha1(f"stand-in {files.repository} {seed}".encode()).hexdigest()
     (repository / "refs").mkdir(parents=True, exist_ok=True)
     (repository / "refs" / "main").write_text(commit)
     return repository / "snapshots" / commit

@@ -70,6 +70,10 @@ def _reserve(port: int) -> bool:
     return True
 
 
+_SET_BY_IMPORTS = ("TORCHINDUCTOR_CACHE_DIR",)
+"""Megatron sets it when it is imported here, so that it says nothing of the person's environment."""
+
+
 def clean_environment(**variables: str) -> dict[str, str]:
     """This process' environment without a launcher's variables, GPU and text cache, plus `variables`."""
     launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_")
@@ -79,7 +83,8 @@ def clean_environment(**variables: str) -> dict[str, str]:
         "CUDA_VISIBLE_DEVICES": "",
         "COSMOS_NEMO_CACHE": "",
     }
-    return {k: v for k, v in os.environ.items() if not k.startswith(launchers)} | ours | variables
+    kept = {k: v for k, v in os.environ.items() if not k.startswith((*launchers, *_SET_BY_IMPORTS))}
+    return kept | ours | variables
 
 
 @functools.cache

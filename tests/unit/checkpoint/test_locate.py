@@ -10,12 +10,14 @@ import huggingface_hub.errors
 import pytest
 
 from cosmos_nemo.catalog import CARDS, ModelCard
+from cosmos_nemo.checkpoint.families import door_for
 from cosmos_nemo.checkpoint.locate import (
     HubFiles,
     LocateError,
     downloads_of,
     guardrail_of,
     locate,
+    network_in,
     text_encoder_of,
     text_guard_of,
     tokenizer_of,
@@ -477,3 +479,98 @@ def test_a_nano_model_that_the_package_lacks_says_so_unless_a_folder_has_it(
 def test_a_place_for_weights_of_ones_own_says_where_to_put_them(name: str, places: dict[str, Path]) -> None:
     with pytest.raises(LocateError, match=rf"put model\.pt or the NeMo folder at .*{name}"):
         locate(weights_of(CARDS[name]), **places)
+
+
+PREDICT2 = [card for name, card in CARDS.items() if name.startswith("Cosmos-Predict2")]
+TWO = CARDS["Cosmos-Predict2-2B-Video2World"]
+REFINER, OTHER_REFINER = "nvidia/Cosmos-Reason1-7B", "Qwen/Qwen2.5-VL-7B-Instruct"
+EVERY_PREDICT2 = pytest.mark.parametrize("card", PREDICT2, ids=lambda card: card.name)
+
+
+@EVERY_PREDICT2
+def test_of_predict2_each_model_has_its_own_file_of_a_shared_repository(card: ModelCard) -> None:
+    size, variant = re.fullmatch(r"Cosmos-Predict2-(2B|14B)-Video2World(.*)", card.name).groups()
+    files = weights_of(card)
+    assert files.repository == f"nvidia/Cosmos-Predict2-{size}-Video2World"
+    assert files.assets_name == f"Cosmos-Predict2-{size}-Video2World"
+    own = f"model{variant or '-720p-16fps'}.pt"
+    assert own in files.allow and own in files.needs[0]
+    assert not any("natten" in name for name in files.allow)
+    assert [other.name for other in PREDICT2 if variant and weights_of(other).allow == files.allow] == [
+        f"Cosmos-Predict2-{other}-Video2World{variant}" for other in ("2B", "14B") if variant
+    ]
+
+
+@EVERY_PREDICT2
+def test_the_download_that_predict2s_errors_name_is_one_that_has_the_model(card: ModelCard) -> None:
+    size = "14B" if "-14B-" in card.name else "2B"
+    assert door_for(card.name).startswith(f"python download/diffusion.py --model_sizes {size}")
+    assert "--model_types Video2World" in door_for(card.name)
+
+
+@EVERY_PREDICT2
+def test_predict2_needs_wans_tokenizer_and_a_refiner_that_sees(card: ModelCard) -> None:
+    assert tokenizer_of(card).assets_name == "Wan-AI/Wan2.1-T2V-1.3B"
+    assert upsampler_of(card).assets_name == REFINER
+    repositories = [files.repository for files in downloads_of(card)]
+    assert len(set(repositories)) == len(repositories) == 6
+    assert "mistralai/Pixtral-12B-2409" not in repositories
+
+
+def test_the_refiner_may_be_another_model_that_is_named(places: dict[str, Path], tmp_path: Path) -> None:
+    fill(places["assets_dir"] / OTHER_REFINER, ("config.json",))
+    given = Path(OTHER_REFINER)
+    files = upsampler_of(TWO, given)
+    assert files.repository == OTHER_REFINER
+    assert locate(files, given=given, **places) == places["assets_dir"] / OTHER_REFINER
+    assert upsampler_of(TWO, tmp_path / "mine").repository == REFINER
+
+
+def test_a_refiner_that_is_named_and_not_here_is_looked_for_on_the_hub(
+    places: dict[str, Path], downloads: list[str]
+) -> None:
+    given = Path(OTHER_REFINER)
+    files = upsampler_of(TWO, given)
+    cached = cached_repository(places["cache_dir"], files, ("config.json", "tokenizer.json", "a.safetensors"))
+    assert locate(files, given=given, **places) == cached
+    with pytest.raises(LocateError, match="--prompt_upsampler_dir"):
+        locate(files, given=given, **{**places, "cache_dir": places["embedded"]})
+    assert downloads == [OTHER_REFINER]
+    with pytest.raises(LocateError, match="--prompt_upsampler_dir Pixtral-12B does not exist"):
+        locate(upsampler_of(TWO, Path("Pixtral-12B")), given=Path("Pixtral-12B"), **places)
+
+
+VARIANT = CARDS["Cosmos-Predict2-2B-Video2World-480p-16fps"]
+
+
+@pytest.mark.parametrize(
+    ("card", "names", "found"),
+    [
+        (TWO, ("model.pt", "model-720p-16fps.pt"), "model.pt"),
+        (TWO, ("model-720p-16fps.pt", "model-480p-16fps.pt"), "model-720p-16fps.pt"),
+        (VARIANT, ("model-720p-16fps.pt", "model-480p-16fps.pt"), "model-480p-16fps.pt"),
+    ],
+)
+def test_of_a_folder_with_several_networks_the_cards_own_is_taken(
+    card: ModelCard, names: tuple[str, ...], found: str, tmp_path: Path
+) -> None:
+    assert network_in(fill(tmp_path, names), card) == tmp_path / found
+
+
+def test_a_file_and_a_folder_of_another_layout_are_taken_as_they_are(tmp_path: Path) -> None:
+    for names in (("model-480p-10fps.pt",), ("nemo/metadata.json",), ("network.safetensors",)):
+        folder = fill(tmp_path / names[0].partition(".")[0].replace("/", "_"), names)
+        assert network_in(folder / names[0], VARIANT) == folder / names[0]
+        if "model" not in names[0]:
+            assert network_in(folder, VARIANT) == folder
+    assert network_in(fill(tmp_path / "predict1", ("model.pt",)), PREDICT1) == tmp_path / "predict1"
+
+
+@pytest.mark.parametrize("other", ["model-720p-16fps.pt", "model-480p-16fps-natten.pt"])
+def test_a_folder_with_other_networks_alone_names_them_and_the_ways_out(tmp_path: Path, other: str) -> None:
+    with pytest.raises(LocateError) as caught:
+        network_in(fill(tmp_path, (other,)), VARIANT)
+    said = str(caught.value)
+    assert f"holds {other}, but {VARIANT.name} is model-480p-16fps.pt" in said
+    assert "--diffusion_transformer_dir" in said or "--nemo_checkpoint" in said
+    assert "python download/diffusion.py" in said

@@ -4,11 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cosmos_nemo.catalog import CARDS, ModelCard, find_card, with_overrides
+from cosmos_nemo.catalog import CARDS, ModelCard, WanTokenizerShape, find_card, with_overrides
 from cosmos_nemo.checkpoint.card_file import read_card_file
 from cosmos_nemo.checkpoint.locate import (
     downloads_of,
     locate,
+    network_in,
     text_encoder_of,
     tokenizer_of,
     upsampler_of,
@@ -17,8 +18,10 @@ from cosmos_nemo.checkpoint.locate import (
 from cosmos_nemo.checkpoint.names import network_rules, parameter_shapes
 from cosmos_nemo.checkpoint.reader import open_checkpoint
 from cosmos_nemo.stages.image_upsampler import ImageUpsampler
+from cosmos_nemo.stages.prompt_refiner import check_refiner
 from cosmos_nemo.stages.text_encoder import TextEncoder
 from cosmos_nemo.stages.text_folder import check_text_folder
+from cosmos_nemo.stages.wan_tokenizer import WanTokenizerStage
 from cosmos_nemo.tools import standin
 from cosmos_nemo.tools.standin import standin_card
 from cosmos_nemo.tools.standin_network import random_network
@@ -29,6 +32,7 @@ from tests.parallel import launcher
 SMALL, LARGE = (f"Cosmos-1.0-Diffusion-{size}-Text2World" for size in ("7B", "14B"))
 PREDICT1, NANO = "Cosmos-Predict1-7B-Text2World", "Cosmos-Nano-Text2World"
 VIDEO, BETWEEN = "Cosmos-Predict1-7B-Video2World", "Cosmos-Predict1-7B-WorldInterpolator"
+PREDICT2, LARGE2 = (f"Cosmos-Predict2-{size}-Video2World" for size in ("2B", "14B"))
 NAMES = (SMALL, LARGE, PREDICT1, NANO)
 PARTS = (weights_of, tokenizer_of, text_encoder_of)
 
@@ -96,7 +100,7 @@ def test_released_cards_come_in_the_released_layout_and_the_nano_in_its_own(writ
     assert read_card_file(weights) == {}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, PREDICT2])
 def test_another_process_writes_the_same_bytes(name: str, written: dict[str, Path], tmp_path: Path) -> None:
     script = tmp_path / "standin.py"
     script.write_text(
@@ -104,7 +108,9 @@ def test_another_process_writes_the_same_bytes(name: str, written: dict[str, Pat
         "standin.add_arguments(parser)\nsys.exit(standin.run(parser.parse_args(sys.argv[1:])))"
     )
     launcher.run_ranks(1, script, name, str(tmp_path / "again"))
-    again, first = content(tmp_path / "again"), content(written[name])
+    if name not in written:
+        assert run(name, tmp_path / "here") == 0
+    again, first = content(tmp_path / "again"), content(written.get(name, tmp_path / "here"))
     assert again.keys() == first.keys()
     assert [path for path in first if first[path] != again[path]] == []
 
@@ -322,3 +328,83 @@ def test_a_nano_model_that_is_not_shipped_has_a_stand_in(name: str, tmp_path: Pa
     assert {path.name for path in (tmp_path / "new").iterdir()} == {
         *(name, "Cosmos-Nano-Tokenizer-CV8x8x8", "Cosmos-Nano-T5", "standin.json"),
     }
+
+
+@pytest.fixture(scope="module")
+def predict2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both sizes, which share all but their networks."""
+    folder = tmp_path_factory.mktemp("standin") / "predict2"
+    assert run(PREDICT2, LARGE2, folder) == 0
+    return folder
+
+
+def test_predict2_comes_with_all_that_its_commands_need(predict2: Path, tmp_path: Path) -> None:
+    assert {path.name for path in predict2.iterdir()} == {
+        *(PREDICT2, LARGE2, "Wan-AI", "google-t5", "nvidia", "meta-llama", "standin.json"),
+    }
+    for card in (find_card(PREDICT2), find_card(LARGE2)):
+        for files in downloads_of(card):
+            found = locate(files, assets_dir=predict2, embedded=tmp_path, cache_dir=tmp_path)
+            assert found == predict2 / files.assets_name
+        assert {path.name for path in (predict2 / card.name).iterdir()} == {"model.pt", "card.json"}
+        small = card_of(predict2 / card.name, card)
+        assert small == standin_card(card)
+        stored = open_checkpoint(predict2 / card.name / "model.pt")
+        assert stored.shape("net.x_embedder.proj.1.weight") == (small.network.hidden_size, 72)
+        assert network_rules(small.network, stored).keys() == parameter_shapes(small.network).keys()
+        check_text_folder(predict2 / "google-t5/t5-11b", text_dim=small.network.text_dim)
+        assert isinstance(small.tokenizer, WanTokenizerShape)
+        WanTokenizerStage(
+            shape=small.tokenizer, folder=predict2 / "Wan-AI/Wan2.1-T2V-1.3B", device=torch.device("cpu")
+        ).check()
+    check_refiner(predict2 / "nvidia/Cosmos-Reason1-7B")
+
+
+@pytest.mark.parametrize("name", [PREDICT2, LARGE2])
+def test_a_standin_of_predict2_keeps_what_its_card_can_make(name: str) -> None:
+    card = find_card(name)
+    small = standin_card(card)
+    assert (small.name, small.video, small.sources) == (card.name, card.video, card.sources)
+    kept = ("family", "rope_ratios_THW", "takes_given_mask", "text_length", "latent_channels")
+    for field in (*kept, "patch_size", "max_latent_frames", "max_latent_height", "max_latent_width"):
+        assert getattr(small.network, field) == getattr(card.network, field), field
+    assert small.tokenizer.temporal_compression == card.tokenizer.temporal_compression == 4
+    assert sum(torch.Size(size).numel() for size in parameter_shapes(small.network).values()) < 20e6
+    assert standin_card(CARDS[PREDICT2]).network != standin_card(CARDS[LARGE2]).network
+
+
+def test_a_network_for_one_size_comes_in_a_file_of_its_name(tmp_path: Path) -> None:
+    variants = [f"{PREDICT2}-480p-16fps", f"{PREDICT2}-720p-10fps"]
+    assert run(*variants, tmp_path / "new") == 0
+    folder = tmp_path / "new" / PREDICT2
+    own = {f"model{name.removeprefix(PREDICT2)}.pt" for name in variants}
+    assert {path.name for path in folder.iterdir()} == {"card.json", *own}
+    for name in variants:
+        card = find_card(name)
+        found = network_in(folder, card)
+        assert found.name == f"model{name.removeprefix(PREDICT2)}.pt"
+        assert card_of(found, card) == standin_card(card)
+        network_rules(standin_card(card).network, open_checkpoint(found))
+
+
+@pytest.mark.parametrize(
+    "names", [(PREDICT2, f"{PREDICT2}-480p-10fps"), (f"{PREDICT2}-480p-10fps", PREDICT2)]
+)
+def test_whichever_is_written_first_every_network_of_a_repository_is_there(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    assert run(*names, tmp_path / "new") == 0
+    folder = tmp_path / "new" / PREDICT2
+    assert {path.name for path in folder.glob("*.pt")} == {"model.pt", "model-480p-10fps.pt"}
+
+
+@pytest.mark.parametrize("name", [PREDICT2, f"{LARGE2}-480p-10fps"])
+def test_predict2_is_found_in_a_hugging_face_cache(name: str, tmp_path: Path) -> None:
+    assert run(name, tmp_path / "home", "--layout", "hub") == 0
+    card = find_card(name)
+    for files in downloads_of(card):
+        found = locate(files, embedded=tmp_path, cache_dir=tmp_path / "home" / "hub", download=False)
+        assert found is not None and "/snapshots/" in found.as_posix()
+    weights = locate(weights_of(card), embedded=tmp_path, cache_dir=tmp_path / "home" / "hub", download=False)
+    assert weights is not None
+    assert card_of(network_in(weights, card), card) == standin_card(card)
