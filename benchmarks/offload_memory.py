@@ -2,12 +2,14 @@
 
 python benchmarks/offload_memory.py FOLDER --model Cosmos-Predict1-7B-Text2World --rows 1 2 3 4 5
 python benchmarks/offload_memory.py FOLDER --model Cosmos-Predict1-7B-Video2World --rows 1 2 3 4 5
+python benchmarks/offload_memory.py FOLDER --model Cosmos-Predict2-2B-Video2World --rows 1 2 3 4 5
 
 FOLDER gets (or holds) the network as a NeMo checkpoint of random weights, which is read as any other. The
 other models are made on the GPU from a seed at their released sizes, in the stages themselves, so that
 parking and residence are those of a run; their answers mean nothing: Llama Guard's counts as "safe", the
-upsampler's is thrown away. Each row offloads one model more (row 0: none). Reserved is what PyTorch's
-allocator held (torch.cuda.max_memory_reserved); nvidia-smi's figure is the highest of five a second.
+upsampler's, or the refiner's, is thrown away. Videos have the model's own size. Each row offloads one model
+more (row 0: none). Reserved is what PyTorch's allocator held (torch.cuda.max_memory_reserved); nvidia-smi's
+figure is the highest of five a second.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import json
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +27,16 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.full_size_assets import T5_11B, write_network
-from cosmos_nemo.catalog import CARDS, ModelCard, Task, find_card
+from cosmos_nemo.catalog import CARDS, Family, ModelCard, Task, WanTokenizerShape, find_card
 from cosmos_nemo.checkpoint.locate import weights_of
+from cosmos_nemo.checkpoint.reader import Checkpoint, LazyTensor
+from cosmos_nemo.checkpoint.refiner_names import refiner_shape, refiner_shapes
 from cosmos_nemo.memory import PUBLISHED_OFFLOADS, predict
 from cosmos_nemo.models.common.backend import choose_backend
 from cosmos_nemo.models.face_detector.model import FaceDetector, FaceDetectorShape
 from cosmos_nemo.models.video_tokenizer.model import VideoTokenizer, build_autoencoder
+from cosmos_nemo.models.wan_tokenizer.model import WanTokenizer
+from cosmos_nemo.models.wan_tokenizer.model import build_autoencoder as build_wan_autoencoder
 from cosmos_nemo.parallel.groups import Groups, start_alone
 from cosmos_nemo.parallel.startup import prepare_process
 from cosmos_nemo.pipelines.base import Pipeline
@@ -43,10 +50,14 @@ from cosmos_nemo.stages.guardrail.video_guard import VideoGuard
 from cosmos_nemo.stages.image_upsampler import ImageUpsampler
 from cosmos_nemo.stages.language_model import empty_on_device, mistral_config
 from cosmos_nemo.stages.pixtral_model import pixtral_config
+from cosmos_nemo.stages.prompt_refiner import PromptRefiner
 from cosmos_nemo.stages.prompt_upsampler import PromptUpsampler
+from cosmos_nemo.stages.refiner_model import build_refiner
 from cosmos_nemo.stages.text_encoder import TextEncoder
 from cosmos_nemo.stages.tokenizer import Tokenizer
+from cosmos_nemo.stages.wan_tokenizer import PUBLISHED_MEAN, PUBLISHED_STD, WanTokenizerStage
 from cosmos_nemo.tools.standin_pixtral import write_pixtral
+from cosmos_nemo.tools.standin_refiner import write_refiner
 from cosmos_nemo.tools.standin_text import write_text_encoder
 from cosmos_nemo.tools.standin_text_guard import write_llama_guard, write_word_lists
 from cosmos_nemo.tools.standin_upsampler import write_upsampler
@@ -73,6 +84,27 @@ SIGLIP = {
     "image_size": 384,
     "patch_size": 14,
 }
+REFINER: dict[str, Any] = {
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "max_window_layers": 28,
+    "max_position_embeddings": 128000,
+    "sliding_window": 32768,
+    "vocab_size": 152064,
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+    "vision_config": {
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "out_hidden_size": 3584,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+    },
+}
+"""Qwen2.5-VL-7B; the rest of the vision tower's sizes are the stand-in's."""
 FACE_DETECTOR = FaceDetectorShape()
 
 
@@ -126,6 +158,27 @@ class FullImageUpsampler(ImageUpsampler):
         return PROMPT
 
 
+class FullRefiner(PromptRefiner):
+    def build(self) -> nn.Module:
+        """As a real one, from a checkpoint whose tensors are drawn when they are read."""
+        generator = torch.Generator(self.device).manual_seed(0)
+
+        def drawn(size: tuple[int, ...]) -> LazyTensor:
+            def load(index: tuple[slice, ...]) -> Tensor:
+                values = torch.empty(size, dtype=self.dtype, device=self.device)
+                return values.normal_(0, 0.02, generator=generator)[index]
+
+            return LazyTensor(size, self.dtype, load)
+
+        shapes = refiner_shapes(refiner_shape(self.folder))
+        tensors = {name: drawn(size) for name, size in shapes.items()}
+        checkpoint = Checkpoint(self.folder, layout="safetensors", tensors=tensors)
+        return build_refiner(self.folder, checkpoint=checkpoint, device=self.device, dtype=self.dtype)
+
+    def _cleaned(self, answer: str) -> str:
+        return PROMPT
+
+
 class FullTextEncoder(TextEncoder):
     def build(self) -> nn.Module:
         from transformers import T5Config, T5EncoderModel
@@ -149,6 +202,15 @@ class FullTokenizer(Tokenizer):
         zeros = torch.zeros(shape.latent_channels, shape.statistics_frames)
         tokenizer = VideoTokenizer(randomized(autoencoder), mean_CT=zeros, std_CT=zeros + 1)
         return tokenizer.to(self.device)
+
+
+class FullWanTokenizer(WanTokenizerStage):
+    def build(self) -> WanTokenizer:
+        autoencoder = build_wan_autoencoder(
+            self.shape, device=self.device, dtype=self.dtype, parts=self.parts
+        )
+        statistics = {"mean_C": torch.tensor(PUBLISHED_MEAN), "std_C": torch.tensor(PUBLISHED_STD)}
+        return WanTokenizer(randomized(autoencoder), **statistics).to(self.device)
 
 
 class FullVideoGuard(VideoGuard):
@@ -180,9 +242,23 @@ def write_small(folder: Path, card: ModelCard) -> None:
     if card.task is Task.TEXT2WORLD:
         write_upsampler(folder / "upsampler", seed=0)
         return
-    write_pixtral(folder / "upsampler", seed=0)
-    frames = numpy.random.default_rng(0).integers(0, 256, (9, card.video.height, card.video.width, 3))
-    numpy.save(folder / INPUT, frames.astype(numpy.uint8))
+    if card.network.family is Family.PREDICT2:
+        write_refiner(folder / "upsampler", seed=0)
+        enlarge_refiner(folder / "upsampler" / "config.json")
+    else:
+        write_pixtral(folder / "upsampler", seed=0)
+    num_frames = max(card.video.given_frames)
+    frames = numpy.random.default_rng(0).integers(
+        0, 256, (num_frames, card.video.height, card.video.width, 3), dtype=numpy.uint8
+    )
+    numpy.save(folder / INPUT, frames)
+
+
+def enlarge_refiner(config: Path) -> None:
+    """The tokens stay the stand-in's, whose tokenizer lies beside the file."""
+    fields = json.loads(config.read_text())
+    vision = {**fields["vision_config"], **REFINER.get("vision_config", {})}
+    config.write_text(json.dumps({**fields, **REFINER, "vision_config": vision}))
 
 
 def pipeline_of(
@@ -198,16 +274,13 @@ def pipeline_of(
     dtype = torch.bfloat16
     common: dict[str, Any] = {"device": device}
     is_text = card.task is Task.TEXT2WORLD
-    upsampling: dict[str, Any] = {"shape": card.upsampler, "offload": "prompt_upsampler" in offload, **common}
     kind: type[Pipeline[Any, Any]] = Text2World if is_text else Video2World
     return kind(
         text_guard=FullTextGuard(
             word_lists=small / "blocklist", folder=small / "guard", offload="guardrails" in offload, **common
         ),
-        upsampler=(
-            FullUpsampler(folder=small / "upsampler", **upsampling)
-            if is_text
-            else FullImageUpsampler(folder=small / "upsampler", vision=card.vision, **upsampling)
+        upsampler=upsampler_of(
+            card, folder=small / "upsampler", offload="prompt_upsampler" in offload, **common
         ),
         text_encoder=FullTextEncoder(
             folder=small / "t5",
@@ -227,24 +300,43 @@ def pipeline_of(
             offload="denoise" in offload,
             **common,
         ),
-        tokenizer=FullTokenizer(
-            shape=card.tokenizer,
-            folder=small,
-            dtype=dtype,
-            offload="tokenizer" in offload,
-            parts=("decoder",) if is_text else ("encoder", "decoder"),
-            **common,
-        ),
+        tokenizer=tokenizer_of(card, folder=small, dtype=dtype, offload="tokenizer" in offload, **common),
         video_guard=FullVideoGuard(folder=small, offload="guardrails" in offload, **common),
         ranks=groups.replica,
     )
 
 
+def upsampler_of(card: ModelCard, **arguments: Any) -> FullUpsampler | FullImageUpsampler | FullRefiner:
+    if card.network.family is Family.PREDICT2:
+        return FullRefiner(**arguments)
+    if card.task is Task.TEXT2WORLD:
+        return FullUpsampler(shape=card.upsampler, **arguments)
+    return FullImageUpsampler(shape=card.upsampler, vision=card.vision, **arguments)
+
+
+def tokenizer_of(card: ModelCard, **arguments: Any) -> FullTokenizer | FullWanTokenizer:
+    parts = ("decoder",) if card.task is Task.TEXT2WORLD else ("encoder", "decoder")
+    if isinstance(card.tokenizer, WanTokenizerShape):
+        return FullWanTokenizer(shape=card.tokenizer, parts=parts, **arguments)
+    return FullTokenizer(shape=card.tokenizer, parts=parts, **arguments)
+
+
 def request_of(card: ModelCard, small: Path, **changes: Any) -> Text2WorldRequest:
-    settings: dict[str, Any] = {"prompt": PROMPT, "sampler": card.sampler, **changes}
+    video = card.video
+    settings: dict[str, Any] = {
+        "prompt": PROMPT,
+        "sampler": card.sampler,
+        "height": video.height,
+        "width": video.width,
+        "num_frames": video.num_frames,
+        "fps": video.fps,
+        **changes,
+    }
     if card.task is Task.TEXT2WORLD:
         return Text2WorldRequest(**settings)
-    return Video2WorldRequest(visual_input=small / INPUT, num_input_frames=9, **settings)
+    return Video2WorldRequest(
+        visual_input=small / INPUT, num_input_frames=max(video.given_frames), **settings
+    )
 
 
 class Smi:
@@ -309,7 +401,7 @@ def show(row: dict[str, Any]) -> None:
         )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -320,7 +412,7 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=1, help="more than one: the table of a batch")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--json", type=Path, help="where the rows go too")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     prepare_process()
     card = find_card(args.model)
     if not (args.folder / weights_of(card).assets_name).is_dir():
@@ -332,7 +424,8 @@ def main() -> None:
         write_small(small, card)
         for row in args.rows:
             gc.collect()
-            torch.cuda.empty_cache()
+            if DEVICE.type == "cuda":
+                torch.cuda.empty_cache()
             rows.append(measure(card, args, small, row, groups))
             show(rows[-1])
             if args.json:

@@ -1,7 +1,7 @@
 """The released models as data: one card each. Standard library only, so every door reads it instantly.
 
-Sizes are in pixels and frames of the video unless a name says latent. A latent frame holds eight video frames
-(the first latent frame holds one) and a latent cell 8 x 8 pixels.
+Sizes are in pixels and frames of the video unless a name says latent. A latent frame holds eight video
+frames, of Predict2 four (the first latent frame holds one), and a latent cell 8 x 8 pixels.
 """
 
 import dataclasses

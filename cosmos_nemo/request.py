@@ -258,8 +258,8 @@ def _frames(request: Text2WorldRequest, card: ModelCard) -> None:
 
 def _given_frames(flag: str, value: int, request: Video2WorldRequest, card: ModelCard) -> None:
     if value not in card.video.given_frames:
-        few, many = card.video.given_frames
-        raise RequestError(f"{flag} {value} must be {few} or {many} for {card.name}.")
+        ways = " or ".join(map(str, card.video.given_frames))
+        raise RequestError(f"{flag} {value} must be {ways} for {card.name}.")
     is_one_chunk = request.num_frames <= card.video.max_frames
     if is_one_chunk and flag == "--num_overlap_frames":
         return

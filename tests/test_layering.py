@@ -267,7 +267,7 @@ def test_a_planted_violation_is_found(path: str, source: str, complaint: str) ->
             "cosmos_nemo/stages/a.py",
             "from cosmos_nemo.models.common import x\nimport cosmos_nemo.checkpoint.load",
         ),
-        ("cosmos_nemo/models/cosmos1_dit/spec.py", "def f():\n  import transformer_engine.pytorch"),
+        ("cosmos_nemo/models/common/dit/spec.py", "def f():\n  import transformer_engine.pytorch"),
         ("cosmos_nemo/models/common/backend.py", "def f():\n  import transformer_engine.pytorch"),
         ("cosmos_nemo/checkpoint/writer.py", "def f():\n  from nemo.lightning import io"),
         ("cosmos_nemo/training/loop.py", "import nemo.lightning"),

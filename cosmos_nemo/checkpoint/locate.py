@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 EMBEDDED = Path(__file__).parents[1] / "assets"
 """The assets folder that ships with the package."""
 
-_OWN_WEIGHTS = "_post-trained"
+_OWN_WEIGHTS, _NATTEN = "_post-trained", "-natten.pt"
 _GUARDS = ("--guardrail_dir", "--text_guard_dir")
 
 
@@ -33,6 +33,11 @@ def network_in(place: Path, card: ModelCard) -> Path:
 
     LocateError if the folder holds other networks of the repository, and not this one.
     """
+    if place.name.endswith(_NATTEN):
+        raise LocateError(
+            f"{place} is for sparse attention (NATTEN), which is not built: without it its videos are wrong. "
+            f"Pass the file without {_NATTEN.partition('.')[0]} in its name."
+        )
     names = card.sources.weights_files
     if not names or not place.is_dir():
         return place
@@ -41,9 +46,11 @@ def network_in(place: Path, card: ModelCard) -> Path:
         return found
     others = sorted(path.name for path in place.glob("model*.pt"))
     if others:
+        usable = any(not name.endswith(_NATTEN) for name in others)
+        or_that = f"pass the path of a file with {weights_of(card).flag}, or " if usable else ""
         raise LocateError(
-            f"{place} holds {', '.join(others)}, but {card.name} is {' or '.join(names)}: pass the path of "
-            f"a file with {weights_of(card).flag}, or download that one ({door_for(card.name)})."
+            f"{place} holds {', '.join(others)}, but {card.name} is {' or '.join(names)}: {or_that}download "
+            f"that one ({door_for(card.name)})."
         )
     return place
 
@@ -197,7 +204,10 @@ def _ways_out(files: HubFiles) -> str:
     without = ", or --disable_guardrail to do without" if files.flag in _GUARDS else ""
     other = beside(files)
     complete = f", with {other.needs[0][0]} of {other.repository} in its folder," if other is not None else ""
+    command = door_for(files.model)
+    if files.repository in families.REFINERS[1:]:  # not what the models come with
+        command = f"hf download {files.repository} --local-dir checkpoints/{files.repository}"
     return (
-        f"run `{door_for(files.model)}` where there is a network, or pass a local copy{complete} with "
+        f"run `{command}` where there is a network, or pass a local copy{complete} with "
         f"{files.flag} or --cosmos_assets_dir{without}"
     )

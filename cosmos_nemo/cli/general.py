@@ -23,6 +23,7 @@ from cosmos_nemo.cli.flags import (
 from cosmos_nemo.cli.invocation import Invocation
 from cosmos_nemo.cli.tasks import check_task
 from cosmos_nemo.cli.translate import invocation_of, request_of, setup_of
+from cosmos_nemo.cli.variants import choose_variant
 from cosmos_nemo.request import RequestError, Text2WorldRequest, Video2WorldRequest
 
 _VISUAL_FLAG = "--conditioned_image_or_video_path"
@@ -32,7 +33,15 @@ def parse_general(argv: Sequence[str]) -> Invocation:
     """RequestError or CatalogError for values that cannot be; argparse itself exits with 2 for an unknown
     flag or a word where a number belongs."""
     flags = parse_flags(_parser(), argv)
-    card = find_card(flags.model)
+    named = find_card(flags.model)
+    card = choose_variant(
+        named,
+        height=flags.height,
+        width=flags.width,
+        fps=flags.fps,
+        given=Path(flags.nemo_checkpoint or named.name),
+        assets_dir=path_of(flags.cosmos_assets_dir),
+    )
     check_task(card, Task.TEXT2WORLD, Task.VIDEO2WORLD)
     _check_family(flags, card)
     check_average(flags, card)

@@ -41,7 +41,8 @@ def find_model(flags: argparse.Namespace, *, task: Task) -> tuple[ModelCard, Set
 
     CatalogError if there is no such card, RequestError if another door serves it.
     """
-    weights, checkpoints = Path(flags.diffusion_transformer_dir), _checkpoints(flags.checkpoint_dir)
+    checkpoints = _checkpoints(flags.checkpoint_dir)
+    weights = Path(flags.diffusion_transformer_dir or flags.model or flags.default_model)
     card = find_card(flags.model) if flags.model else _card_called_as(weights, inside=checkpoints)
     check_task(card, task)
     setup = setup_of(
@@ -77,7 +78,8 @@ def add_visual_prompt(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--prompt",
         default=None,
-        help="what the video shows, with --disable_prompt_upsampler; else a model writes it",
+        help="what the video shows; needed with --disable_prompt_upsampler. Predict1's upsampler does not "
+        "read it, Predict2's does",
     )
 
 
@@ -87,6 +89,7 @@ def add_output(group: argparse._ArgumentGroup) -> None:
 
 
 def add_files(group: argparse._ArgumentGroup, *, default_model: str) -> None:
+    group.set_defaults(default_model=default_model)
     group.add_argument(
         "--checkpoint_dir",
         default=None,
@@ -94,7 +97,7 @@ def add_files(group: argparse._ArgumentGroup, *, default_model: str) -> None:
     )
     group.add_argument(
         "--diffusion_transformer_dir",
-        default=default_model,
+        default=None,
         metavar="DIR",
         help=f"in --checkpoint_dir: model.pt or a NeMo checkpoint; {default_model}",
     )
@@ -108,9 +111,7 @@ def add_files(group: argparse._ArgumentGroup, *, default_model: str) -> None:
 def add_vision_models(parser: argparse.ArgumentParser) -> None:
     """Upsampler and guardrails of the doors that start from an image or a video, and the machine."""
     prompts = parser.add_argument_group("prompt upsampler and guardrails")
-    prompts.add_argument(
-        "--disable_prompt_upsampler", action="store_true", help="take --prompt, let no model write it"
-    )
+    prompts.add_argument("--disable_prompt_upsampler", action="store_true", help="take --prompt as it is")
     add_prompt_models(prompts)
     add_machine(parser.add_argument_group("ranks and memory"), num_devices="num_gpus")
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cosmos_nemo.catalog import CARDS, Family, ModelCard, Task, variant_for
+from cosmos_nemo.catalog import Family, ModelCard, Task
 from cosmos_nemo.cli.flags import (
     EXIT_STATUS,
     add_average,
@@ -33,13 +33,12 @@ from cosmos_nemo.cli.predict1 import (
     video_path,
 )
 from cosmos_nemo.cli.translate import invocation_of, request_of
-from cosmos_nemo.request import Setup, Video2WorldRequest
+from cosmos_nemo.cli.variants import choose_variant
+from cosmos_nemo.request import Video2WorldRequest
 
 logger = logging.getLogger(__name__)
 
 _DEFAULT_MODEL = "Cosmos-Predict1-7B-Video2World"
-_SINGLE = "model.pt"
-"""A folder that holds this file holds one network, whatever its size."""
 _OF_PREDICT1 = 9
 
 
@@ -50,7 +49,14 @@ def parse_video2world(argv: Sequence[str]) -> Invocation:
     check_effects(flags, upsamples=not flags.disable_prompt_upsampler, visual_flag=VISUAL_FLAG)
     path = video_path(flags)
     named, setup = find_model(flags, task=Task.VIDEO2WORLD)
-    card = _nearest_network(named, flags, setup)
+    card = choose_variant(
+        named,
+        height=flags.height,
+        width=flags.width,
+        fps=flags.fps,
+        given=setup.nemo_checkpoint or Path(named.name),
+        assets_dir=setup.assets_dir,
+    )
     check_average(flags, card)
     setup = replace(setup, model=card.name, averaged=flags.load_ema)
     request = request_of(
@@ -60,35 +66,12 @@ def parse_video2world(argv: Sequence[str]) -> Invocation:
         video_path=path,
         visual_input=Path(flags.input_image_or_video_path or ""),
         num_input_frames=_num_input_frames(flags.num_input_frames, card),
-        num_overlap_frames=flags.num_overlap_frames or max(card.video.given_frames),
+        num_overlap_frames=max(card.video.given_frames)
+        if flags.num_overlap_frames is None
+        else flags.num_overlap_frames,
         keeps_input_size=flags.keep_input_size,
     )
     return invocation_of(flags, setup, request, folder=Path(flags.video_save_folder))
-
-
-def _nearest_network(card: ModelCard, flags: argparse.Namespace, setup: Setup) -> ModelCard:
-    """Of a repository with several networks the one for the size that is asked for, unless one is named.
-
-    If its file is not there and another network's is, that one: a download brings one of them.
-    """
-    nearest = variant_for(card, height=flags.height, width=flags.width, fps=flags.fps)
-    given = setup.nemo_checkpoint or Path(flags.diffusion_transformer_dir)
-    places = [given] if setup.assets_dir is None else [setup.assets_dir / given, given]
-    if nearest is card or any(place.is_file() or (place / _SINGLE).is_file() for place in places):
-        return card
-    folder = next((place for place in places if place.is_dir()), None)
-    there = set() if folder is None else {path.name for path in folder.glob("model-*.pt")}
-    variants = [other for other in CARDS.values() if other.name.startswith(f"{card.name}-")]
-    variants.sort(key=lambda other: _distance(other, nearest))
-    found = next((other for other in variants if other.sources.weights_files[0] in there), nearest)
-    if found is not nearest:
-        logger.warning("%s is not here: taking %s", nearest.sources.weights_files[0], found.name)
-    return found
-
-
-def _distance(card: ModelCard, nearest: ModelCard) -> tuple[bool, bool]:
-    """Another size is further away than another rate."""
-    return card.video.height != nearest.video.height, card.video.fps != nearest.video.fps
 
 
 def _num_input_frames(asked: int, card: ModelCard) -> int:

@@ -102,7 +102,8 @@ class Video2World(Pipeline[Video2WorldRequest, ImageUpsampler | PromptRefiner]):
             # The inverse of how they were made, which to_pixels is not quite: else chunks would grow darker.
             return unit_pixels(given_THWC)
         if self.denoise.card.network.family is Family.PREDICT2:
-            return unit_pixels(cropped(given_THWC, **size))
+            with reading_input():
+                return unit_pixels(cropped(given_THWC, **size))
         return to_pixels(given_THWC, **size)
 
     def _encode(self, pixels_BCTHW: Tensor) -> Tensor:

@@ -31,6 +31,8 @@ _ANIMATED = ("GIF", "WEBP", "PNG")
 """Where several pictures are frames; a phone's JPEG may hold others beside the one."""
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
+_MOST_COVERED = 2**27
+"""Pixels of a frame that is resized before it is cut; in float32 they take 1.6 GB."""
 _WAY_OUT = "Pass a PNG, JPEG or WEBP image or an mp4 video."
 
 
@@ -141,12 +143,18 @@ def cropped(frames_THWC: Tensor, *, height: int, width: int) -> Tensor:
     """The frames uint8 0..255, resized as little as covers the size, and of that the centre.
 
     As Cosmos-Predict2's scripts prepare input frames (spec/predict2-video2world.md, 4.5): bilinear and
-    antialiased on 0..1, then cut, not rounded, to levels.
+    antialiased on 0..1, then cut, not rounded, to levels. VisualInputError for frames so long that most of
+    what they would be resized to is cut away.
     """
     assert frames_THWC.dtype == torch.uint8 and frames_THWC.ndim == 4 and frames_THWC.shape[3] == 3
     _, rows, columns, _ = frames_THWC.shape
     scale = max(width / columns, height / rows)
     covering = (ceil(scale * rows), ceil(scale * columns))
+    if covering[0] * covering[1] > _MOST_COVERED:
+        raise VisualInputError(
+            f"A frame of {columns} x {rows} pixels is too long for its width: to cover {width} x {height} it "
+            f"would be enlarged to {covering[1]:,} x {covering[0]:,}. Crop it before."
+        )
     top, left = round((covering[0] - height) / 2), round((covering[1] - width) / 2)
     result = frames_THWC.new_empty(len(frames_THWC), height, width, 3)
     for number, frame_HWC in enumerate(frames_THWC):  # one at a time: large frames are large in float32

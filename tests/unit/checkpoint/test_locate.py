@@ -14,6 +14,7 @@ from cosmos_nemo.checkpoint.families import door_for
 from cosmos_nemo.checkpoint.locate import (
     HubFiles,
     LocateError,
+    _ways_out,
     downloads_of,
     guardrail_of,
     locate,
@@ -572,5 +573,18 @@ def test_a_folder_with_other_networks_alone_names_them_and_the_ways_out(tmp_path
         network_in(fill(tmp_path, (other,)), VARIANT)
     said = str(caught.value)
     assert f"holds {other}, but {VARIANT.name} is model-480p-16fps.pt" in said
-    assert "--diffusion_transformer_dir" in said or "--nemo_checkpoint" in said
+    assert ("pass the path of a file" in said) == ("natten" not in other)
     assert "python download/diffusion.py" in said
+
+
+def test_a_network_with_sparse_attention_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, ("model-720p-16fps-natten.pt",))
+    with pytest.raises(LocateError, match=r"sparse attention \(NATTEN\), which is not built"):
+        network_in(tmp_path / "model-720p-16fps-natten.pt", VARIANT)
+
+
+def test_a_refiner_that_no_download_brings_is_named_with_its_own_command(places: dict[str, Path]) -> None:
+    files = upsampler_of(VARIANT, Path("Qwen/Qwen2.5-VL-7B-Instruct"))
+    assert files.repository == "Qwen/Qwen2.5-VL-7B-Instruct" == files.assets_name
+    assert upsampler_of(VARIANT, Path("elsewhere")).repository == "nvidia/Cosmos-Reason1-7B"
+    assert "hf download Qwen/Qwen2.5-VL-7B-Instruct --local-dir" in _ways_out(files)

@@ -274,3 +274,16 @@ def test_a_batch_of_a_video2world_model_names_no_file_of_its_own() -> None:
 def test_a_flag_of_models_with_another_task_is_refused(flags: list[str], says: str) -> None:
     with pytest.raises(RequestError, match=says):
         parse_general(flags)
+
+
+def test_a_name_of_several_networks_is_the_one_for_the_size(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "Cosmos-Predict2-2B-Video2World"
+    argv = ["--model", name, "--prompt", "x", "--conditioned_image_or_video_path", "a.png"]
+    assert parse_general(argv).setup.model == f"{name}-720p-16fps"
+    small = parse_general([*argv, "--height", "432", "--width", "768", "--load_ema"])
+    assert (small.setup.model, small.setup.averaged) == (f"{name}-480p-16fps", True)
+    with pytest.raises(RequestError, match="--load_ema is for Predict2's files"):
+        parse_general(["--prompt", "x", "--load_ema"])

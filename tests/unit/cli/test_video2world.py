@@ -407,12 +407,43 @@ def test_a_network_that_is_named_is_taken_for_any_size() -> None:
         assert (request.request.num_frames, request.request.fps, request.request.height) == (61, 10, 432)
 
 
-def test_a_file_that_is_named_is_one_network() -> None:
-    _touch(f"checkpoints/{TWO}/model-480p-10fps.pt")
-    flags = ["--diffusion_transformer_dir", f"{TWO}/model-480p-10fps.pt"]
-    invocation = parse_video2world([*INPUT, *flags, *SMALL_SIZE])
+@pytest.mark.parametrize(
+    ("name", "model", "frames"),
+    [("model-480p-10fps.pt", f"{TWO}-480p-10fps", 61), ("own.pt", TWO, 93), ("model.pt", TWO, 93)],
+)
+def test_a_file_that_is_named_is_the_network_that_its_name_tells(name: str, model: str, frames: int) -> None:
+    _touch(f"checkpoints/{TWO}/{name}")
+    flags = ["--diffusion_transformer_dir", f"{TWO}/{name}"]
+    invocation = parse_video2world([*INPUT, *flags, "--height", "704", "--width", "1280"])
     assert invocation.setup.nemo_checkpoint == Path(flags[1])
-    assert invocation.setup.model == TWO
+    assert (invocation.setup.model, invocation.request.num_frames) == (model, frames)
+
+
+def test_a_checkpoint_of_another_layout_keeps_the_bare_name() -> None:
+    _touch(f"checkpoints/{TWO}/weights/metadata.json")
+    invocation = parse_video2world([*INPUT, "--diffusion_transformer_dir", TWO, "--fps", "10"])
+    assert (invocation.setup.model, invocation.request.num_frames) == (TWO, 93)
+
+
+def test_of_those_that_are_there_the_nearest_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("model-480p-10fps.pt", "model-720p-10fps.pt"):
+        _touch(f"checkpoints/{TWO}/{name}")
+    named = ["--diffusion_transformer_dir", TWO]
+    assert parse_video2world([*INPUT, *named]).setup.model == f"{TWO}-720p-10fps"
+    assert "model-720p-16fps.pt is not here: taking" in caplog.text
+    assert parse_video2world([*INPUT, *named, *SMALL_SIZE]).setup.model == f"{TWO}-480p-10fps"
+
+
+def test_a_model_alone_names_its_own_folder() -> None:
+    invocation = parse_video2world([*INPUT, "--model", f"{TWO}-480p-10fps"])
+    assert invocation.setup.model == f"{TWO}-480p-10fps" and invocation.setup.nemo_checkpoint is None
+
+
+def test_no_overlap_at_all_is_refused_and_not_taken_for_the_default() -> None:
+    for name in (SEVEN, TWO):
+        flags = ["--diffusion_transformer_dir", name, "--num_overlap_frames", "0"]
+        request = parse_video2world([*INPUT, *flags]).request
+        assert isinstance(request, Video2WorldRequest) and request.num_overlap_frames == 0
 
 
 def test_the_average_is_taken_only_if_it_is_asked_for_and_only_of_predict2() -> None:

@@ -571,3 +571,10 @@ def test_only_uint8_frames_are_cropped_and_made_pixels() -> None:
             cropped(wrong, height=8, width=8)
         with pytest.raises(AssertionError):
             unit_pixels(wrong)
+
+
+def test_a_frame_so_long_that_covering_would_fill_the_memory_is_refused() -> None:
+    thin = torch.zeros(1, 2000, 1, 3, dtype=torch.uint8)
+    with pytest.raises(VisualInputError, match=r"1 x 2000 pixels is too long .* 1,280 x 2,560,000"):
+        cropped(thin, height=704, width=1280)
+    assert cropped(thin, height=16, width=16).shape == (1, 16, 16, 3)
