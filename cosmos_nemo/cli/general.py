@@ -33,7 +33,7 @@ def parse_general(argv: Sequence[str]) -> Invocation:
     """RequestError or CatalogError for values that cannot be; argparse itself exits with 2 for an unknown
     flag or a word where a number belongs."""
     flags = parse_flags(_parser(), argv)
-    named = find_card(flags.model)
+    named, remarks = find_card(flags.model), list[str]()
     card = choose_variant(
         named,
         height=flags.height,
@@ -41,6 +41,7 @@ def parse_general(argv: Sequence[str]) -> Invocation:
         fps=flags.fps,
         given=Path(flags.nemo_checkpoint or named.name),
         assets_dir=path_of(flags.cosmos_assets_dir),
+        remark=remarks.append,
     )
     check_task(card, Task.TEXT2WORLD, Task.VIDEO2WORLD)
     _check_family(flags, card)
@@ -68,7 +69,8 @@ def parse_general(argv: Sequence[str]) -> Invocation:
         subject_name=flags.subject_name,
         video_path=Path(flags.video_save_path or f"{card.name}.mp4"),
     )
-    return invocation_of(flags, setup, request, folder=Path(flags.video_save_folder or "outputs"))
+    folder = Path(flags.video_save_folder or "outputs")
+    return invocation_of(flags, setup, request, folder=folder, remarks=remarks)
 
 
 def _request(flags: argparse.Namespace, card: ModelCard, **own: Any) -> Text2WorldRequest:
@@ -87,7 +89,7 @@ def _check_family(flags: argparse.Namespace, card: ModelCard) -> None:
         if flags.word_limit_to_skip_upsampler is not None:
             raise RequestError(
                 "--word_limit_to_skip_upsampler has no effect: the upsampler of a Video2World model looks at "
-                "a frame, not at the prompt. Leave it out."
+                "a frame, however long the prompt is. Leave it out."
             )
         return
     for flag in (_VISUAL_FLAG, "--num_input_frames"):

@@ -23,4 +23,6 @@ class Invocation:
     request: Text2WorldRequest
     """The one to serve, or what all of `batch` have in common."""
     batch: Batch | None = None
+    remarks: tuple[str, ...] = ()
+    """What the flags were taken for, where a person might wonder; one rank says it."""
     dry_run: bool = False

@@ -1,6 +1,7 @@
 """Parsed flags, under the names that the doors have in common, as Setup and requests."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,8 +55,15 @@ def request_of(flags: argparse.Namespace, card: ModelCard, *, kind: type[R], **o
 
 
 def invocation_of(
-    flags: argparse.Namespace, setup: Setup, request: Text2WorldRequest, *, folder: Path
+    flags: argparse.Namespace,
+    setup: Setup,
+    request: Text2WorldRequest,
+    *,
+    folder: Path,
+    remarks: Sequence[str] = (),
 ) -> Invocation:
     """`folder`: where the videos of a batch file go."""
     batch = Batch(path=Path(flags.batch_input_path), folder=folder) if flags.batch_input_path else None
-    return Invocation(setup=setup, request=request, batch=batch, dry_run=flags.dry_run)
+    return Invocation(
+        setup=setup, request=request, batch=batch, dry_run=flags.dry_run, remarks=tuple(remarks)
+    )

@@ -1,11 +1,10 @@
 """Which of several networks in one repository serves a request: Predict2's are for one size and rate each."""
 
-import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from cosmos_nemo.catalog import CARDS, ModelCard, variant_for
 
-logger = logging.getLogger(__name__)
 _SINGLE = "model.pt"
 """A folder that holds this file holds one network, whatever its size."""
 
@@ -18,19 +17,20 @@ def choose_variant(
     fps: int | None,
     given: Path,
     assets_dir: Path | None,
+    remark: Callable[[str], None],
 ) -> ModelCard:
     """`card`, or where that is the name of several networks, the one for this size and rate.
 
     given: a file or folder as the person named it, inside assets_dir or not. A file's name tells the network.
     In a folder it is the nearest of those that are there; without a folder the nearest of all, to be
-    fetched. Sizes that are None are the card's.
+    fetched. Sizes that are None are the card's. `remark` gets a sentence if it is not the nearest.
     """
-    variants = [other for other in CARDS.values() if other.name.startswith(f"{card.name}-")]
-    if variant_for(card, height=height, width=width, fps=fps) is card:
+    nearest = variant_for(card, height=height, width=width, fps=fps)
+    if nearest is card:
         return card
+    variants = [other for other in CARDS.values() if other.name.startswith(f"{card.name}-")]
     places = [given] if assets_dir is None else [assets_dir / given, given]
     place = next((place for place in places if place.exists()), None)
-    nearest = variant_for(card, height=height, width=width, fps=fps)
     if place is None:
         return nearest
     if place.is_file():
@@ -42,7 +42,7 @@ def choose_variant(
     if found is None:  # else a NeMo checkpoint, or one of a layout of its own
         return nearest if any(place.glob("model*.pt")) else card
     if found is not nearest:
-        logger.warning("%s is not here: taking %s", _file_of(nearest), found.name)
+        remark(f"{_file_of(nearest)} is not here: taking {found.name}")
     return found
 
 

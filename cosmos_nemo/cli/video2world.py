@@ -5,8 +5,7 @@ spec/predict1-diffusion.md, 8.1; spec/predict2-video2world.md, 6.1. Family and d
 """
 
 import argparse
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,8 +35,6 @@ from cosmos_nemo.cli.translate import invocation_of, request_of
 from cosmos_nemo.cli.variants import choose_variant
 from cosmos_nemo.request import Video2WorldRequest
 
-logger = logging.getLogger(__name__)
-
 _DEFAULT_MODEL = "Cosmos-Predict1-7B-Video2World"
 _OF_PREDICT1 = 9
 
@@ -48,6 +45,7 @@ def parse_video2world(argv: Sequence[str]) -> Invocation:
     flags = parse_flags(_parser(), argv)
     check_effects(flags, upsamples=not flags.disable_prompt_upsampler, visual_flag=VISUAL_FLAG)
     path = video_path(flags)
+    remarks = list[str]()
     named, setup = find_model(flags, task=Task.VIDEO2WORLD)
     card = choose_variant(
         named,
@@ -56,6 +54,7 @@ def parse_video2world(argv: Sequence[str]) -> Invocation:
         fps=flags.fps,
         given=setup.nemo_checkpoint or Path(named.name),
         assets_dir=setup.assets_dir,
+        remark=remarks.append,
     )
     check_average(flags, card)
     setup = replace(setup, model=card.name, averaged=flags.load_ema)
@@ -65,19 +64,20 @@ def parse_video2world(argv: Sequence[str]) -> Invocation:
         kind=Video2WorldRequest,
         video_path=path,
         visual_input=Path(flags.input_image_or_video_path or ""),
-        num_input_frames=_num_input_frames(flags.num_input_frames, card),
+        num_input_frames=_num_input_frames(flags.num_input_frames, card, remark=remarks.append),
         num_overlap_frames=max(card.video.given_frames)
         if flags.num_overlap_frames is None
         else flags.num_overlap_frames,
         keeps_input_size=flags.keep_input_size,
     )
-    return invocation_of(flags, setup, request, folder=Path(flags.video_save_folder))
+    folder = Path(flags.video_save_folder)
+    return invocation_of(flags, setup, request, folder=folder, remarks=remarks)
 
 
-def _num_input_frames(asked: int, card: ModelCard) -> int:
+def _num_input_frames(asked: int, card: ModelCard, *, remark: Callable[[str], None]) -> int:
     """As many as the model can go on from. Commands for Predict2 ask for Predict1's 9 where 5 are meant."""
     if card.network.family is Family.PREDICT2 and asked == _OF_PREDICT1:
-        logger.warning("%s goes on from 1 or 5 frames: --num_input_frames 9 is taken for 5", card.name)
+        remark(f"{card.name} goes on from 1 or 5 frames: --num_input_frames 9 is taken for 5")
         return max(card.video.given_frames)
     return asked
 

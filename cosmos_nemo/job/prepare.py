@@ -62,6 +62,8 @@ def prepare(invocation: Invocation, *, ranks: Ranks, environ: Mapping[str, str])
     _plan(card_with_files(card, files), setup, asked, ranks, pretend=invocation.dry_run)
     visual_inputs = VisualInputs(asked.requests)
     if ranks.rank == 0:
+        for remark in invocation.remarks:
+            logger.warning("%s", remark)
         _warn_of_prompt(invocation)
         asked = _judged(asked, visual_inputs.check)
     if not (needs.are_met(files) or invocation.dry_run):

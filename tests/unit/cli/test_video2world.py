@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from cosmos_nemo.catalog import CatalogError
+from cosmos_nemo.catalog import CARDS, CatalogError
 from cosmos_nemo.cli import parse_video2world
 from cosmos_nemo.cli.invocation import Batch, Invocation
-from cosmos_nemo.request import OFFLOADABLE, RequestError, Setup, Video2WorldRequest
+from cosmos_nemo.request import OFFLOADABLE, RequestError, Setup, Video2WorldRequest, validate_request
 from tests.doors.commands import BUS_PROMPT, COMMANDS, NEGATIVE_PROMPT, SHORT_BUS_PROMPT
 
 SEVEN, FOURTEEN = "Cosmos-Predict1-7B-Video2World", "Cosmos-Predict1-14B-Video2World"
@@ -308,13 +308,11 @@ def test_no_generation_of_the_document_is_left_out() -> None:
     assert {c.title for c in COMMANDS if c.document == "003"} == DOCUMENTED.keys() | others
 
 
-def test_the_nine_input_frames_of_the_document_are_told_to_be_five(caplog: pytest.LogCaptureFixture) -> None:
-    _predict2("example 4: batch generation")
-    assert "--num_input_frames 9 is taken for 5" in caplog.text
-    caplog.clear()
-    parse_video2world([*INPUT, "--num_input_frames", "9"])
-    _predict2("example 1: single generation on the 2B model")
-    assert caplog.text == ""
+def test_the_nine_input_frames_of_the_document_are_told_to_be_five() -> None:
+    (remark,) = _predict2("example 4: batch generation").remarks
+    assert "--num_input_frames 9 is taken for 5" in remark
+    assert parse_video2world([*INPUT, "--num_input_frames", "9"]).remarks == ()
+    assert _predict2("example 1: single generation on the 2B model").remarks == ()
 
 
 @pytest.mark.parametrize(
@@ -366,24 +364,20 @@ def test_a_folder_with_model_pt_holds_one_network_for_every_size(checkpoint_dir:
     assert parse_video2world([*flags, *SMALL_SIZE]).request.num_frames == 93
 
 
-def test_of_several_networks_in_a_folder_the_nearest_to_the_size_is_taken(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_of_several_networks_in_a_folder_the_nearest_to_the_size_is_taken() -> None:
     _touch(f"checkpoints/{TWO}/model-720p-16fps.pt", f"checkpoints/{TWO}/model-480p-16fps.pt")
     for size, variant in (([], "720p"), (SMALL_SIZE, "480p")):
         invocation = parse_video2world([*INPUT, "--diffusion_transformer_dir", TWO, *size])
         assert invocation.setup.model == f"{TWO}-{variant}-16fps"
         assert invocation.setup.nemo_checkpoint == Path(TWO)
-    assert caplog.text == ""
+        assert invocation.remarks == ()
 
 
-def test_a_network_of_another_size_is_taken_with_a_warning_if_it_is_the_only_one(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_network_of_another_size_is_taken_with_a_remark_if_it_is_the_only_one() -> None:
     _touch(f"checkpoints/{TWO}/model-720p-10fps.pt")
     invocation = parse_video2world([*INPUT, "--diffusion_transformer_dir", TWO, *SMALL_SIZE])
     assert invocation.setup.model == f"{TWO}-720p-10fps"
-    assert "model-480p-16fps.pt is not here: taking" in caplog.text
+    assert invocation.remarks == (f"model-480p-16fps.pt is not here: taking {TWO}-720p-10fps",)
     request = invocation.request
     assert (request.num_frames, request.fps, request.height, request.width) == (61, 10, 432, 768)
 
@@ -425,12 +419,13 @@ def test_a_checkpoint_of_another_layout_keeps_the_bare_name() -> None:
     assert (invocation.setup.model, invocation.request.num_frames) == (TWO, 93)
 
 
-def test_of_those_that_are_there_the_nearest_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+def test_of_those_that_are_there_the_nearest_is_taken() -> None:
     for name in ("model-480p-10fps.pt", "model-720p-10fps.pt"):
         _touch(f"checkpoints/{TWO}/{name}")
     named = ["--diffusion_transformer_dir", TWO]
-    assert parse_video2world([*INPUT, *named]).setup.model == f"{TWO}-720p-10fps"
-    assert "model-720p-16fps.pt is not here: taking" in caplog.text
+    large = parse_video2world([*INPUT, *named])
+    assert large.setup.model == f"{TWO}-720p-10fps"
+    assert large.remarks == (f"model-720p-16fps.pt is not here: taking {TWO}-720p-10fps",)
     assert parse_video2world([*INPUT, *named, *SMALL_SIZE]).setup.model == f"{TWO}-480p-10fps"
 
 
@@ -442,8 +437,9 @@ def test_a_model_alone_names_its_own_folder() -> None:
 def test_no_overlap_at_all_is_refused_and_not_taken_for_the_default() -> None:
     for name in (SEVEN, TWO):
         flags = ["--diffusion_transformer_dir", name, "--num_overlap_frames", "0"]
-        request = parse_video2world([*INPUT, *flags]).request
-        assert isinstance(request, Video2WorldRequest) and request.num_overlap_frames == 0
+        invocation = parse_video2world([*INPUT, *flags])
+        with pytest.raises(RequestError, match=r"--num_overlap_frames 0 must be 1 or [59] for"):
+            validate_request(invocation.request, CARDS[invocation.setup.model], prompt_is_made=True)
 
 
 def test_the_average_is_taken_only_if_it_is_asked_for_and_only_of_predict2() -> None:

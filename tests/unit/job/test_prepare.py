@@ -764,3 +764,13 @@ def test_a_card_file_that_makes_a_model_one_of_another_task_is_refused(assets: P
     say(weights_of(assets), {"task": "video2world"})
     with pytest.raises(RequestError, match=r"makes Cosmos-Nano-Text2World a model for video2world"):
         job_of(assets)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_the_flags_were_taken_for_is_said_by_one_rank(
+    assets: Path, caplog: pytest.LogCaptureFixture, rank: int
+) -> None:
+    setup = Setup(model=NANO.name, assets_dir=assets)
+    invocation = Invocation(setup=setup, request=REQUEST, dry_run=True, remarks=("9 is taken for 5",))
+    prepare(invocation, ranks=Ranks(rank=rank, num_ranks=2), environ={})
+    assert ("9 is taken for 5" in caplog.text) is (rank == 0)
