@@ -421,6 +421,19 @@ _NANO_VIDEO2WORLD = replace(
     # As long as those it was trained on: longer videos are made in chunks.
     video=replace(_NANO_TEXT2WORLD.video, max_frames=_NANO_TEXT2WORLD.video.num_frames),
 )
+_NANO_PREDICT2 = replace(
+    _NANO_VIDEO2WORLD,
+    name="Cosmos-Nano-Predict2-Video2World",
+    network=replace(_NANO_VIDEO2WORLD.network, family=Family.PREDICT2, rope_ratios_THW=(1.0, 1.0, 1.0)),
+    tokenizer=WanTokenizerShape(channels=8, channel_multipliers=(1, 4, 8, 8)),
+    video=replace(_NANO_VIDEO2WORLD.video, min_frames=5, given_frames=(1, 5)),
+    sigma_data=1.0,
+    sources=replace(
+        _NANO_VIDEO2WORLD.sources,
+        weights=f"{NOT_ON_THE_HUB}/Cosmos-Nano-Predict2-Video2World",
+        tokenizer=f"{NOT_ON_THE_HUB}/Cosmos-Nano-Tokenizer-Wan",
+    ),
+)
 _NANO_INTERPOLATOR = _between(_given_frames(_NANO_TEXT2WORLD, "Cosmos-Nano-WorldInterpolator"), seed=1)
 
 CARDS = {
@@ -429,7 +442,7 @@ CARDS = {
         *(_TEXT2WORLD_7B, _TEXT2WORLD_14B, _VIDEO2WORLD_7B, _VIDEO2WORLD_14B),
         *_PREDICT1,
         *_PREDICT2,
-        *(_NANO_TEXT2WORLD, _NANO_VIDEO2WORLD, _NANO_INTERPOLATOR),
+        *(_NANO_TEXT2WORLD, _NANO_VIDEO2WORLD, _NANO_INTERPOLATOR, _NANO_PREDICT2),
     )
 }
 
