@@ -110,7 +110,7 @@ def report(args: argparse.Namespace, groups: Groups, device: torch.device) -> No
         elif name.startswith("te") and (reason := te_missing()) is not None:
             print(f"{name} is left out: {reason}")
         else:
-            contestants[name] = our_contestant(shape, backend_of(name), groups, weights, inputs)
+            contestants[name] = our_contestant(shape, backend_of(name), groups, weights.__getitem__, inputs)
     rows = measure(contestants, repeats=args.repeats, device=device, reference=reference)
     if groups.rank != 0:
         return
@@ -196,7 +196,7 @@ def backend_of(name: str) -> Backend:
 
 
 def our_contestant(
-    shape: DiTShape, backend: Backend, groups: Groups, weights: dict[str, Tensor], inputs: Inputs
+    shape: DiTShape, backend: Backend, groups: Groups, weight_of: Callable[[str], Tensor], inputs: Inputs
 ) -> Contestant:
     x_BCTHW = inputs.x_BCTHW
     network = build_network(
@@ -208,7 +208,7 @@ def our_contestant(
     )
     network.to_empty(device=x_BCTHW.device)
     for name, parameter in network.named_parameters():
-        parameter.data = weights[name]
+        parameter.data = weight_of(name)
     text = network.encode_text(inputs.text_BLD)
     T, H, W = x_BCTHW.shape[2:]
     positions = network.positions((T, H, W), fps=FPS)
@@ -272,10 +272,13 @@ def diffusers_contestant(shape: DiTShape, weights: dict[str, Tensor], inputs: In
 
 
 def float32_output(shape: DiTShape, groups: Groups, weights: dict[str, Tensor], inputs: Inputs) -> Tensor:
-    """On the CPU, of the torch back end."""
+    """On the CPU, of the torch back end.
+
+    Weights are widened one at a time: twice those of the 14B in float32 would not fit beside the others.
+    """
     floats = replace(inputs, x_BCTHW=inputs.x_BCTHW.float(), text_BLD=inputs.text_BLD.float())
-    exact = {name: weight.float() for name, weight in weights.items()}
-    return our_contestant(shape, torch_backend(), groups, exact, floats).call().cpu()
+    contestant = our_contestant(shape, torch_backend(), groups, lambda name: weights[name].float(), floats)
+    return contestant.call().cpu()
 
 
 def bytes_of(module: nn.Module) -> int:

@@ -42,12 +42,12 @@ _LANGUAGE_WORK = GIB // 4
 upsampler, 0.1 of Llama Guard."""
 _VIDEO_GUARD_WORK = 33 * GIB // 10
 """The face detector's, on 16 frames of 1280 x 704 in float32."""
+_WAN_DECODE = 97 * GIB // 10
+"""Of Wan2.1's tokenizer at 1280 x 704, a latent frame after the other; 768 x 432 takes its share."""
 # Estimated from sizes, not measured.
 _IMAGE_WORK = GIB // 5
 """The vision tower's, on an image of 1024 x 1024 pixels; with one of 1280 x 704 the upsampler's measured
 peak is 0.2 GiB below the prediction."""
-_WAN_DECODE = 10 * GIB
-"""Of Wan2.1's tokenizer at 1280 x 704, a latent frame after the other."""
 _REFINER_WORK = GIB
 """Keys, values and activations of the prompt refiner with up to 1,280 tokens of a picture."""
 _WIDTHS_SPLIT_BY_TENSOR_PARALLEL = 8.0

@@ -370,6 +370,20 @@ def test_the_table_of_predicted_peaks_with_given_frames_is_what_the_code_predict
         assert _figures("docs/memory.md", row) == [f"{value / GIB:.1f}" for value in expected]
 
 
+def test_the_table_of_predicted_peaks_of_predict2_is_what_the_code_predicts() -> None:
+    small, large = (CARDS[f"Cosmos-Predict2-{size}-Video2World"] for size in ("2B", "14B"))
+    rows = ("prompt refiner", "refiner and guardrails", "these and T5")
+    for number, row in enumerate((*rows, "these and Wan2.1's tokenizer", "these and Predict2's network")):
+        expected = [
+            published_rows(card, is_batch=is_batch)[number][1]
+            for card in (small, large)
+            for is_batch in (False, True)
+        ]
+        offload = published_rows(small)[number][0]
+        expected += [host_bytes(stage_memory(card), offload) for card in (small, large)]
+        assert _figures("docs/memory.md", row) == [f"{value / GIB:.1f}" for value in expected]
+
+
 def test_the_weights_in_the_table_of_offloading_flags_are_those_of_the_code() -> None:
     small, large = (
         {

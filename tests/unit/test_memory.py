@@ -212,6 +212,23 @@ def test_predict2s_tokenizer_and_refiner_have_the_weights_of_their_files() -> No
     assert stage(card, "tokenizer").work < stage(card, "tokenizer", height=1056, width=1920).work
 
 
+@pytest.mark.parametrize(
+    ("size", "height", "width", "num_frames", "measured"),
+    [("2B", 432, 768, 81, 7.94), ("2B", 704, 1280, 93, 13.92), ("14B", 432, 768, 81, 32.08)],
+)
+def test_the_peaks_measured_of_predict2_are_predicted(
+    size: str, height: int, width: int, num_frames: int, measured: float
+) -> None:
+    """Of runs that found their text's embeddings in the cache."""
+    card = CARDS[f"Cosmos-Predict2-{size}-Video2World"]
+    stages = stage_memory(
+        card, height=height, width=width, num_frames=num_frames, guardrails=False, upsamples=False
+    )
+    without_text = tuple(each for each in stages if each.name != "text_encoder")
+    found = peak(without_text, offload=NOTHING, is_batch=False, order=order_of(card)) / GIB
+    assert found == pytest.approx(measured, rel=0.012) and found > measured - 0.1
+
+
 def test_the_peaks_measured_of_guards_and_upsampler_are_predicted() -> None:
     found = [alone(stage(SMALL, name)) for name in ("text_guard", "upsampler", "video_guard")]
     assert found == pytest.approx([15.1, 23.0, 5.0], rel=0.01)
