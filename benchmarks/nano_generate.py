@@ -16,7 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from benchmarks.nano_given import GIVEN_MISTAKES, Told, decoded, encoded_given, told
+from benchmarks.nano_given import GIVEN_MISTAKES, Told, decoded, denoiser_of, encoded_given, told
 from cosmos_nemo.catalog import Task, find_card
 from cosmos_nemo.cli import Invocation, parse_general, parse_world_interpolator
 from cosmos_nemo.job import Job, prepare
@@ -26,8 +26,7 @@ from cosmos_nemo.models.common.dit.model import DiT, Positions
 from cosmos_nemo.parallel.environment import Ranks
 from cosmos_nemo.parallel.groups import start_alone
 from cosmos_nemo.request import Text2WorldRequest, latent_shape
-from cosmos_nemo.sampling.denoiser import Denoise, EdmDenoiser, branches_needed, guided
-from cosmos_nemo.sampling.given import GivenDenoiser
+from cosmos_nemo.sampling.denoiser import Denoise, branches_needed, guided
 from cosmos_nemo.sampling.noise import draw_noise
 from cosmos_nemo.sampling.samplers import SAMPLERS
 from cosmos_nemo.stages.prompt import with_subject
@@ -113,7 +112,7 @@ class Generator:
     ) -> Iterator[Tensor]:
         """The videos in the order of their prompts, each uint8 [T, H, W, C] on the CPU.
 
-        given_NTHWC: uint8, of each the first frames, one or nine, or an interpolator's first and last.
+        given_NTHWC: uint8, of each the first ones, or an interpolator's first and last.
         """
         prompt_NLD, negative_1LD = self._texts(prompts)
         task = self.job.card.task
@@ -165,9 +164,7 @@ class Generator:
             texts={"cond": prompt_BLD, "uncond": negative_1LD.expand_as(prompt_BLD)},
             frames=frames,
         )
-        denoiser: Denoise = EdmDenoiser(predict, card.sigma_data)
-        if frames is not None:
-            denoiser = GivenDenoiser(denoiser, frames.frames, card.sigma_data)
+        denoiser = denoiser_of(predict, frames, card)
         if self.mistake == "sigmas_reversed":
             return _sample_reversed(denoiser, noise_BCTHW, request) / card.sigma_data
         sampler = SAMPLERS[request.sampler]
@@ -175,7 +172,7 @@ class Generator:
 
 
 class _BatchedNetwork:
-    """(c_in x, c_noise) -> guided F of a batch, as in stages/denoise.py for one video."""
+    """(scaled x, noise level or levels of the frames) -> guided F of a batch; see stages/denoise.py."""
 
     def __init__(
         self,
@@ -192,8 +189,8 @@ class _BatchedNetwork:
             network.encode_text(texts[branch]) for branch in branches_needed(guidance)
         ]
 
-    def __call__(self, x_BCTHW: Tensor, c_noise: Tensor) -> Tensor:
-        modulation = self.network.modulate(c_noise.expand(len(x_BCTHW)))
+    def __call__(self, x_BCTHW: Tensor, levels: Tensor) -> Tensor:
+        modulation = self.network.modulate(levels.expand(len(x_BCTHW), *levels.shape))
         outputs = [
             self.network(
                 x_BCTHW,

@@ -232,6 +232,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--model", choices=(MODEL,), default=MODEL, help=MODEL)
     parser.add_argument("--num_clips", type=at_least_one, default=50, help="50")
     add_output(parser)
     parser.add_argument(

@@ -2,6 +2,7 @@
 
 PYTHONPATH=. python benchmarks/nano_quality.py --require
 PYTHONPATH=. python benchmarks/nano_quality.py --model Cosmos-Nano-Video2World --require
+PYTHONPATH=. python benchmarks/nano_quality.py --model Cosmos-Nano-Predict2-Video2World --require
 PYTHONPATH=. python benchmarks/nano_quality.py --model Cosmos-Nano-WorldInterpolator --require
 PYTHONPATH=. python benchmarks/nano_quality.py --mistake guidance_sign
 PYTHONPATH=. python benchmarks/nano_quality.py --subject --checkpoint POST_TRAINED
@@ -50,6 +51,7 @@ SEEN, UNSEEN, PHRASED, SHUFFLED = "trained", "held out", ", unseen phrasing", ",
 FRAMES_SHOWN = 5
 SISTERS = {
     "Cosmos-Nano-Video2World": "benchmarks.nano_video2world",
+    "Cosmos-Nano-Predict2-Video2World": "benchmarks.nano_video2world",
     "Cosmos-Nano-WorldInterpolator": "benchmarks.nano_interpolator",
 }
 """The scripts that judge the other models."""
@@ -347,7 +349,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = list(sys.argv[1:] if argv is None else argv)
     model = asked[1] if asked[:1] == ["--model"] and len(asked) > 1 else ""
     if model in SISTERS:
-        return int(importlib.import_module(SISTERS[model]).main(asked[2:]))
+        return int(importlib.import_module(SISTERS[model]).main(asked))
     arguments = parse(asked)
     try:
         job = nano_job(general_flags(arguments), device=arguments.device)

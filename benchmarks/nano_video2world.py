@@ -1,11 +1,11 @@
-"""Whether Cosmos-Nano-Video2World goes on from the frames it is given, as its prompts say, from pixels alone.
+"""Whether a nano Video2World goes on from the frames it is given, as its prompts say, from pixels alone.
 
 PYTHONPATH=. python benchmarks/nano_video2world.py --require
-PYTHONPATH=. python benchmarks/nano_video2world.py --mistake mask_off
+PYTHONPATH=. python benchmarks/nano_video2world.py --model Cosmos-Nano-Predict2-Video2World --mistake mask_off
 
-Half of the videos begin with one frame of a clip of the world, half with nine. Colour and shape must hold
-to the end, "goes on" says that the object does not jump where the made frames begin. In the row
-"another direction" the frame is one of a clip with another motion than the prompt's: what the prompt says
+Half of the videos begin with one frame of a clip of the world, half with nine, of Predict2 five. Colour and
+shape must hold to the end, "goes on" says that the object does not jump where the made frames begin. In the
+row "another direction" the frame is one of a clip with another motion than the prompt's: what the prompt says
 must come. In those called shuffled, a video is judged by the prompt and the frames of another: what chance
 gives. "tokenizer alone" are the clips that the frames were taken from, encoded and decoded: no model can be
 better, and fast bounces are blurred already, so that --require looks at the other motions.
@@ -48,12 +48,11 @@ from cosmos_nemo.stages.sheet import contact_sheet
 from cosmos_nemo.training.nano.captions import PHRASINGS, caption
 from cosmos_nemo.training.nano.world import TRAINED, Scene, draw_clips
 
-MODEL = "Cosmos-Nano-Video2World"
+MODELS = ("Cosmos-Nano-Video2World", "Cosmos-Nano-Predict2-Video2World")
 REQUIRED = {"colour": 98.0, "shape": 98.0, "motion": 95.0, "goes on": 95.0}
 """Percent right on the combinations of the training, bounces left out."""
 MOST_LOST = 5.0
 TURNED, BOUNCES, TOKENIZER = "another direction", "bounces", "tokenizer alone"
-COUNTS = (1, 9)
 _NEAREST, _NEAREST_OF_BOUNCES = 8.0, 20.0
 """Pixels, down or across, from one frame to the next; the fastest bounce moves 17."""
 _WATCHED = 12
@@ -85,10 +84,12 @@ class Result:
     """In the first made ones."""
 
 
-def choose_starts(*, num_seen: int, num_unseen: int, num_turned: int, seed: int) -> list[Start]:
-    """All from the seed; those of one number of given frames follow each other."""
+def choose_starts(
+    *, counts: Sequence[int], num_seen: int, num_unseen: int, num_turned: int, seed: int
+) -> list[Start]:
+    """All from the seed; those of one number of given frames follow each other. counts: those numbers."""
     starts = [
-        Start(item=item, num_given=COUNTS[number % 2], clip_THWC=_clip(item.scene, item.seed))
+        Start(item=item, num_given=counts[number % len(counts)], clip_THWC=_clip(item.scene, item.seed))
         for number, item in enumerate(choose_items(num_seen=num_seen, num_unseen=num_unseen, seed=seed))
     ]
     starts += turned_starts(count=num_turned, seed=seed)
@@ -172,7 +173,7 @@ def rows_of(results: Sequence[Result], *, seed: int) -> dict[str, Shares]:
     rows: dict[str, Shares] = {}
     for combination in (SEEN, UNSEEN):
         group = [result for result in results if result.item.combination == combination]
-        for num in COUNTS:
+        for num in sorted({result.num_given for result in group}):
             some = [result for result in group if result.num_given == num]
             bounces = [result for result in some if result.item.scene.motion == BOUNCES]
             name = _name(combination, num)
@@ -198,9 +199,9 @@ def _name(combination: str, num_given: int) -> str:
     return f"{combination}, {num_given} frame{'s' * (num_given > 1)}"
 
 
-def misses(rows: dict[str, Shares]) -> list[str]:
+def misses(rows: dict[str, Shares], *, counts: Sequence[int]) -> list[str]:
     """What --require asks for and the table does not show, a sentence each."""
-    needed = [_name(combination, num) for combination in (SEEN, UNSEEN) for num in COUNTS] + [TURNED]
+    needed = [_name(combination, num) for combination in (SEEN, UNSEEN) for num in counts] + [TURNED]
     absent = [name for name in needed if name not in rows]
     if absent:
         return [f"there is no row {absent[0]!r}: pass more of --num_seen, --num_unseen and --num_turned"]
@@ -221,10 +222,8 @@ def make_and_judge(
     """All results, and the videos for the sheet, in the order of the starts."""
     results: list[Result] = []
     kept: list[Tensor] = []
-    for num in COUNTS:
+    for num in sorted({start.num_given for start in starts}):
         some = [start for start in starts if start.num_given == num]
-        if not some:
-            continue
         videos = generator(
             [start.item.prompt for start in some],
             seeds=[start.item.seed for start in some],
@@ -271,7 +270,7 @@ def report(
         f"{seconds:.0f} s\nweights: {job.files.weights}\n"
     )
     print(table(rows | tokenizer_rows(alone)))
-    missed = misses(rows) if arguments.require else []
+    missed = misses(rows, counts=job.card.video.given_frames) if arguments.require else []
     for miss in missed:
         print(f"MISSED {miss}")
     if arguments.json:
@@ -295,6 +294,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--model", choices=MODELS, default=MODELS[0], help=MODELS[0])
     parser.add_argument(
         "--num_seen", type=at_least_zero, default=200, help="prompts of trained combinations; 200"
     )
@@ -315,11 +315,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0: a table, 1: --require is not met, 2: a flag or a checkpoint that cannot be."""
     arguments = parse(argv)
     try:
-        job = nano_job(general_flags(arguments), device=arguments.device, model=MODEL)
+        job = nano_job(general_flags(arguments), device=arguments.device, model=arguments.model)
     except PERSON_ERRORS as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     starts = choose_starts(
+        counts=job.card.video.given_frames,
         num_seen=arguments.num_seen,
         num_unseen=arguments.num_unseen,
         num_turned=arguments.num_turned,

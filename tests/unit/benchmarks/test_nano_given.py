@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.nano_generate import MISTAKES_OF, Generator, nano_job
-from benchmarks.nano_given import encoded_given, told
-from cosmos_nemo.catalog import CARDS, Task
+from benchmarks.nano_given import denoiser_of, encoded_given, told
+from cosmos_nemo.catalog import CARDS, ModelCard, Task
 from cosmos_nemo.job import Job
 from cosmos_nemo.parallel.groups import start_alone
 from cosmos_nemo.pipelines.video2world import Video2World
@@ -22,6 +22,8 @@ from cosmos_nemo.tools.standin import write_standin
 from tests.fakes import CPU
 
 VIDEO2WORLD, INTERPOLATOR = CARDS["Cosmos-Nano-Video2World"], CARDS["Cosmos-Nano-WorldInterpolator"]
+PREDICT2 = CARDS["Cosmos-Nano-Predict2-Video2World"]
+MODELS = pytest.mark.parametrize("card", [VIDEO2WORLD, PREDICT2, INTERPOLATOR], ids=lambda card: card.name)
 PROMPTS = ("A red ball moves up on a gray background.", "A white square bounces on a dark background.")
 SMALL = ("--height=64", "--width=64", "--num_steps=2", "--seed=5", "--backend=torch")
 CLASSES = {Task.VIDEO2WORLD: Video2World, Task.WORLD_INTERPOLATOR: WorldInterpolator}
@@ -30,7 +32,7 @@ CLASSES = {Task.VIDEO2WORLD: Video2World, Task.WORLD_INTERPOLATOR: WorldInterpol
 @pytest.fixture(scope="module")
 def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("nano") / "assets"
-    write_standin([VIDEO2WORLD, INTERPOLATOR], folder, seed=0, layout="folder")
+    write_standin([VIDEO2WORLD, PREDICT2, INTERPOLATOR], folder, seed=0, layout="folder")
     return folder
 
 
@@ -51,9 +53,8 @@ def _lively(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Generator, "__init__", strengthened)
 
 
-def job_of(assets: Path, task: Task, *flags: str) -> Job:
-    frames = ["--num_video_frames=17"] if task is Task.VIDEO2WORLD else []
-    card = VIDEO2WORLD if task is Task.VIDEO2WORLD else INTERPOLATOR
+def job_of(assets: Path, card: ModelCard, *flags: str) -> Job:
+    frames = ["--num_video_frames=17"] if card.task is Task.VIDEO2WORLD else []
     return nano_job([f"--cosmos_assets_dir={assets}", *SMALL, *frames, *flags], device=CPU, model=card.name)
 
 
@@ -73,9 +74,13 @@ def far(ours: Tensor, theirs: Tensor) -> float:
     return float((ours.int() - theirs.int()).abs().max())
 
 
-@pytest.mark.parametrize("num_given", [1, 9])
-def test_a_batch_of_one_is_the_pipelines_chunk(assets: Path, tmp_path: Path, num_given: int) -> None:
-    job, given = job_of(assets, Task.VIDEO2WORLD), frames_of(num_given)
+@pytest.mark.parametrize(
+    ("card", "num_given"), [(VIDEO2WORLD, 1), (VIDEO2WORLD, 9), (PREDICT2, 1), (PREDICT2, 5)]
+)
+def test_a_batch_of_one_is_the_pipelines_chunk(
+    assets: Path, tmp_path: Path, card: ModelCard, num_given: int
+) -> None:
+    job, given = job_of(assets, card), frames_of(num_given)
     request = job.request
     assert isinstance(request, Video2WorldRequest)
     request = replace(request, num_input_frames=num_given)
@@ -83,7 +88,7 @@ def test_a_batch_of_one_is_the_pipelines_chunk(assets: Path, tmp_path: Path, num
 
 
 def test_a_batch_of_one_is_the_pipelines_clip(assets: Path, tmp_path: Path) -> None:
-    job, given = job_of(assets, Task.WORLD_INTERPOLATOR), frames_of(2)
+    job, given = job_of(assets, INTERPOLATOR), frames_of(2)
     assert isinstance(job.request, InterpolationRequest)
     _is_the_pipelines(job, job.request, given, tmp_path, shape=(10, 64, 64, 3))
 
@@ -111,26 +116,31 @@ def _is_the_pipelines(job: Job, request: Any, given: Tensor, folder: Path, *, sh
     assert far(found, videos[1]) > 5
 
 
-@pytest.mark.parametrize("task", [Task.VIDEO2WORLD, Task.WORLD_INTERPOLATOR])
-def test_a_video_does_not_depend_on_its_batch(assets: Path, task: Task) -> None:
-    job, given = job_of(assets, task), frames_of(1 if task is Task.VIDEO2WORLD else 2)
+@MODELS
+def test_a_video_does_not_depend_on_its_batch(assets: Path, card: ModelCard) -> None:
+    job, given = job_of(assets, card), frames_of(2 if card is INTERPOLATOR else 1)
     both, alone = make(job, given), make(job, given, batch_size=1)
     assert far(both, alone) <= 1 and far(both[0], both[1]) > 20
 
 
 @pytest.mark.parametrize(
-    ("task", "mistake"),
-    [(task, name) for task in CLASSES for name in MISTAKES_OF[task] if name != "none"],
+    ("card", "mistake"),
+    [
+        (card, name)
+        for card in (VIDEO2WORLD, PREDICT2, INTERPOLATOR)
+        for name in MISTAKES_OF[card.task]
+        if name != "none"
+    ],
 )
-def test_every_mistake_changes_every_video(assets: Path, task: Task, mistake: str) -> None:
-    job, given = job_of(assets, task), frames_of(1 if task is Task.VIDEO2WORLD else 2)
+def test_every_mistake_changes_every_video(assets: Path, card: ModelCard, mistake: str) -> None:
+    job, given = job_of(assets, card), frames_of(2 if card is INTERPOLATOR else 1)
     for right, wrong in zip(make(job, given), make(job, given, mistake=mistake), strict=True):
         assert far(right[1:9], wrong[1:9]) > 5
 
 
 def test_a_mistake_of_another_task_is_refused(assets: Path) -> None:
     with pytest.raises(AssertionError):
-        Generator(job_of(assets, Task.VIDEO2WORLD), mistake="last_wrong")
+        Generator(job_of(assets, VIDEO2WORLD), mistake="last_wrong")
 
 
 def test_each_mistake_is_the_one_it_is_called(assets: Path) -> None:
@@ -152,8 +162,26 @@ def test_each_mistake_is_the_one_it_is_called(assets: Path) -> None:
     seen = GivenDenoiser(lambda x, _: x, blind.frames, 0.5).given(x, sigma)  # type: ignore[arg-type]
     both = torch.stack([seen[:, :, [0, -1]].flatten(), pair.flatten()])
     assert abs(float(torch.corrcoef(both)[0, 1])) < 0.1
-    job, frames = job_of(assets, Task.WORLD_INTERPOLATOR), frames_of(2)[:1]
+    job, frames = job_of(assets, INTERPOLATOR), frames_of(2)[:1]
     with Generator(job).tokenizer as tokenizer:
         wrong = encoded_given(tokenizer, frames, job, mistake="last_wrong")
         same = encoded_given(tokenizer, frames[:, [0, 0]], job, mistake="none")
     assert torch.equal(wrong, same)
+
+
+@pytest.mark.parametrize(("mistake", "seen_of"), [("none", "given"), ("given_noise", "noise")])
+def test_predict2_keeps_its_frames_whatever_the_network_is_shown(mistake: str, seen_of: str) -> None:
+    noise = torch.randn(2, 16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    given = torch.randn(2, 16, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    seen: list[Tensor] = []
+
+    def network(x_BCTHW: Tensor, levels_T: Tensor) -> Tensor:
+        assert levels_T.shape == (3,) and levels_T[0] < 1e-3 < levels_T[1]
+        seen.append(x_BCTHW)
+        return torch.zeros_like(x_BCTHW)
+
+    frames = told(given, noise, PREDICT2, mistake=mistake)
+    clean = denoiser_of(network, frames, PREDICT2)(5 * noise, torch.tensor(5.0))
+    torch.testing.assert_close(clean[:, :, :1], given)
+    torch.testing.assert_close(seen[0][:, :, :1], {"given": given, "noise": noise[:, :, :1]}[seen_of])
+    assert frames.mask_B1THW[:, 0, :, 0, 0].tolist() == [[1, 0, 0]] * 2
