@@ -29,9 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fraction", type=float, default=1.0, help="of the steps and clips, to try it out; 1 makes the files"
     )
     parser.add_argument(
-        "--shipped",
-        action="store_true",
-        help="begin with the package's tokenizer, text encoder and Text2World: make only what needs them",
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="make only these models; what they need of the others is taken from the package",
     )
     parser.add_argument(
         "--subject_videos", action="store_true", help="write only the teal robot's clips and captions to DIR"
@@ -61,13 +63,12 @@ def _serve(args: argparse.Namespace) -> int:
 
     from cosmos_nemo.catalog import CARDS
     from cosmos_nemo.parallel.groups import start_alone, stop
-    from cosmos_nemo.training.nano.make import RECIPE, Maker, fraction_of, take_shipped
+    from cosmos_nemo.training.nano.make import Maker, take_shipped
+    from cosmos_nemo.training.nano.recipe import RECIPE, fraction_of
 
     name = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name, 0) if name == "cuda" else torch.device(name)
     card = CARDS["Cosmos-Nano-Text2World"]
-    if args.shipped:
-        take_shipped(args.folder, card)
     maker = Maker(
         folder=args.folder,
         card=card,
@@ -75,10 +76,14 @@ def _serve(args: argparse.Namespace) -> int:
         groups=start_alone(device),
         device=device,
         seed=args.seed,
+        only=frozenset(args.only),
         deadline=time.monotonic() + args.seconds if args.seconds else float("inf"),
         say=print,
         on_step=_progress(),
     )
+    if args.only:
+        maker.check_only()
+        take_shipped(args.folder, but=maker.only)
     is_complete = maker.make()
     stop()
     print(f"{args.folder}: {'complete' if is_complete else 'not finished, call again'}")

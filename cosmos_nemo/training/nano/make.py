@@ -1,6 +1,7 @@
-"""The nano models from nothing: tokenizer, text encoder, Text2World, what begins with its weights.
+"""The nano models from nothing: tokenizers, text encoder, the networks.
 
-That is Text2World that learnt a subject, Video2World and the WorldInterpolator.
+First Text2World and what begins with its weights: Text2World that learnt a subject, Video2World, the
+WorldInterpolator. Then Predict2's tokenizer and Video2World.
 
 Everything goes into one work folder, a part at a time, and a part that is finished there is not made again:
 a run that was stopped goes on with the same call. The parts are made by the code that serves any model
@@ -13,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,19 @@ from typing import Any
 import numpy
 import torch
 
-from cosmos_nemo.catalog import ModelCard, TokenizerShape, find_card
+from cosmos_nemo.catalog import ModelCard, TokenizerShape, WanTokenizerShape, find_card
 from cosmos_nemo.checkpoint.locate import EMBEDDED, text_encoder_of, tokenizer_of, weights_of
+from cosmos_nemo.models.video_tokenizer.model import VideoTokenizer
+from cosmos_nemo.models.wan_tokenizer.model import WanTokenizer
 from cosmos_nemo.parallel.groups import Groups
 from cosmos_nemo.request import RequestError
 from cosmos_nemo.stages.text_encoder import TextEncoder
-from cosmos_nemo.stages.tokenizer import Tokenizer
+from cosmos_nemo.stages.tokenizer_choice import AnyTokenizer, tokenizer_for
 from cosmos_nemo.training.data import Dataset, InMemory
 from cosmos_nemo.training.loop import StepReport
 from cosmos_nemo.training.nano.captions import SUBJECT_PREFIX, subject_caption
 from cosmos_nemo.training.nano.clips import Clips, encoded
+from cosmos_nemo.training.nano.recipe import Recipe
 from cosmos_nemo.training.nano.text_encoder import (
     measure_accuracy,
     train_text_encoder,
@@ -42,6 +46,7 @@ from cosmos_nemo.training.nano.video_tokenizer import (
     train_video_tokenizer,
     write_video_tokenizer,
 )
+from cosmos_nemo.training.nano.wan_tokenizer import train_wan_tokenizer, write_wan_tokenizer
 from cosmos_nemo.training.nano.world import (
     FPS,
     GROUNDS,
@@ -59,104 +64,18 @@ from cosmos_nemo.training.settings import TrainingSettings
 logger = logging.getLogger(__name__)
 
 ASSETS, SUBJECT, LOG = "assets", "teal_robot", "log.json"
-_CLIPS, _PAIRS = "clips.pt", "pairs.pt"
-_VIDEOS, _SAMPLES, _TOKENIZER_STATE = "videos", "samples", "tokenizer_state.pt"
+_CLIPS, _PAIRS, _WAN_CLIPS = "clips.pt", "pairs.pt", "wan_clips.pt"
+_VIDEOS, _SAMPLES = "videos", "samples"
+_TOKENIZER_STATE, _WAN_TOKENIZER_STATE = "tokenizer_state.pt", "wan_tokenizer_state.pt"
 _RECIPE_FILE = "recipe.txt"
 VIDEO2WORLD, INTERPOLATOR = "Cosmos-Nano-Video2World", "Cosmos-Nano-WorldInterpolator"
+PREDICT2 = "Cosmos-Nano-Predict2-Video2World"
 _JUDGED_CLIPS = 32
 _NEGATIVE_SHARE = 0.1
 """Of the clips, whose text is the default negative prompt: guided away from it, a video is guided away from
 the average video, as it is with the released models, which read of ugly videos in their training."""
 _NEGATIVE_SHARE_OF_PAIRS = 0.5
 """The interpolator's guidance of -1 leaves only the negative prompt to it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How much of everything."""
-
-    tokenizer_steps: int
-    tokenizer_batch: int
-    text_steps: int
-    text_batch: int
-    statistics_clips: int
-    """Clips whose latents' mean and deviation the tokenizer is given."""
-    num_clips: int
-    """Clips that a network is trained on."""
-    base: TrainingSettings
-    subject: TrainingSettings
-    video2world: TrainingSettings
-    interpolator: TrainingSettings
-    save_every: int
-
-
-_BASE = TrainingSettings(
-    num_steps=10000,
-    global_batch_size=256,
-    micro_batch_size=256,
-    learning_rate=1e-3,
-    warmup_steps=500,
-    weight_decay=0.01,
-    adam_betas=(0.9, 0.99),
-    text_dropout=0.1,
-    log_sigma_mean=0.7,
-    log_sigma_std=1.5,
-    average_decay=0.9995,
-    recompute="off",
-)
-RECIPE = Recipe(
-    tokenizer_steps=6000,
-    tokenizer_batch=16,
-    text_steps=2000,
-    text_batch=64,
-    statistics_clips=1024,
-    num_clips=32768,
-    base=_BASE,
-    subject=TrainingSettings(
-        num_steps=600,
-        global_batch_size=36,
-        micro_batch_size=36,
-        learning_rate=2e-4,
-        warmup_steps=50,
-        adam_betas=(0.9, 0.99),
-        log_sigma_mean=0.7,
-        log_sigma_std=1.5,
-        average_decay=0.99,
-        recompute="off",
-    ),
-    video2world=replace(_BASE, num_steps=5000, learning_rate=5e-4, warmup_steps=250),
-    interpolator=replace(_BASE, num_steps=7000, learning_rate=5e-4, warmup_steps=250, text_dropout=0.25),
-    save_every=2500,
-)
-"""The shipped files: minutes on one H200."""
-
-
-def fraction_of(recipe: Recipe, fraction: float) -> Recipe:
-    """The recipe with this part of its steps, clips and batches, each at least one; to try it out."""
-
-    def part(count: int, least: int = 1) -> int:
-        return max(round(count * fraction), least)
-
-    def shorter(settings: TrainingSettings) -> TrainingSettings:
-        batch = part(settings.global_batch_size)
-        steps = part(settings.num_steps)
-        return replace(settings, num_steps=steps, global_batch_size=batch, micro_batch_size=batch)
-
-    if fraction == 1:
-        return recipe
-    return Recipe(
-        tokenizer_steps=part(recipe.tokenizer_steps),
-        tokenizer_batch=part(recipe.tokenizer_batch),
-        text_steps=part(recipe.text_steps),
-        text_batch=part(recipe.text_batch),
-        statistics_clips=part(recipe.statistics_clips),
-        num_clips=part(recipe.num_clips),
-        base=shorter(recipe.base),
-        subject=shorter(recipe.subject),
-        video2world=shorter(recipe.video2world),
-        interpolator=shorter(recipe.interpolator),
-        save_every=recipe.save_every,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +89,8 @@ class Maker:
     device: torch.device
     seed: int = 0
     deadline: float = float("inf")
+    only: frozenset[str] = frozenset()
+    """Names of parts; the others must be there. Empty: all."""
     say: Callable[[str], None] = logger.info
     on_step: Callable[[StepReport], None] = lambda report: None
 
@@ -179,7 +100,10 @@ class Maker:
 
     @property
     def tokenizer_dir(self) -> Path:
-        return self.folder / ASSETS / tokenizer_of(self.card).assets_name
+        return self.tokenizer_dir_of(self.card)
+
+    def tokenizer_dir_of(self, card: ModelCard) -> Path:
+        return self.folder / ASSETS / tokenizer_of(card).assets_name
 
     @property
     def text_encoder_dir(self) -> Path:
@@ -200,6 +124,10 @@ class Maker:
         for name, path, work in self._parts():
             if path.exists():
                 continue
+            if self.only and name not in self.only:
+                if name == SUBJECT:
+                    continue
+                raise RequestError(f"{name} is not in the package: name it with --only, too.")
             if time.monotonic() > self.deadline:
                 return False
             started = time.monotonic()
@@ -209,9 +137,16 @@ class Maker:
                 return False
         return True
 
+    def check_only(self) -> None:
+        """RequestError for a name in `only` that no part has."""
+        known = [name for name, _, _ in self._parts()]
+        for name in sorted(self.only.difference(known)):
+            raise RequestError(f"--only {name} is no part of this: {', '.join(known)}.")
+
     def _parts(self) -> list[tuple[str, Path, Callable[[Path], dict[str, Any]]]]:
         """Name, place and maker of each, in the order in which they need each other."""
-        video2world, interpolator = find_card(VIDEO2WORLD), find_card(INTERPOLATOR)
+        video2world, interpolator, predict2 = map(find_card, (VIDEO2WORLD, INTERPOLATOR, PREDICT2))
+        wan_dir = self.tokenizer_dir_of(predict2)
         return [
             (self.tokenizer_dir.name, self.tokenizer_dir, self._make_tokenizer),
             (self.text_encoder_dir.name, self.text_encoder_dir, self._make_text_encoder),
@@ -219,12 +154,9 @@ class Maker:
             (SUBJECT, self.folder / SUBJECT, self._make_subject),
             (VIDEO2WORLD, self.weights_dir_of(video2world), self._make_video2world),
             (INTERPOLATOR, self.weights_dir_of(interpolator), self._make_interpolator),
+            (wan_dir.name, wan_dir, self._make_wan_tokenizer),
+            (PREDICT2, self.weights_dir_of(predict2), self._make_predict2),
         ]
-
-    @property
-    def _tokenizer_shape(self) -> TokenizerShape:
-        assert isinstance(self.card.tokenizer, TokenizerShape)
-        return self.card.tokenizer
 
     def _check_recipe(self) -> None:
         """RequestError if the folder holds parts that were made otherwise."""
@@ -235,8 +167,10 @@ class Maker:
             raise RequestError(f"{self.folder} was made with another seed or fraction: pass a new folder.")
 
     def _make_tokenizer(self, path: Path) -> dict[str, Any]:
+        shape = self.card.tokenizer
+        assert isinstance(shape, TokenizerShape)
         trained = train_video_tokenizer(
-            self._tokenizer_shape,
+            shape,
             seed=self.seed,
             num_steps=self.recipe.tokenizer_steps,
             batch_size=self.recipe.tokenizer_batch,
@@ -244,11 +178,29 @@ class Maker:
             statistics_clips=self.recipe.statistics_clips,
             state_path=self.folder / _TOKENIZER_STATE,
         )
-        scenes = sorted(HELD_OUT)[: min(_JUDGED_CLIPS, self.recipe.statistics_clips)]
-        clips = draw_clips(scenes, seed=self.seed + 1, device=self.device)
-        psnr = measure_psnr(trained.build(device=self.device), clips)
         with _complete(path) as partial:
             write_video_tokenizer(partial, trained)
+        return self._psnr(trained.build(device=self.device))
+
+    def _make_wan_tokenizer(self, path: Path) -> dict[str, Any]:
+        shape = find_card(PREDICT2).tokenizer
+        assert isinstance(shape, WanTokenizerShape)
+        trained = train_wan_tokenizer(
+            shape,
+            seed=self.seed,
+            num_steps=self.recipe.wan_tokenizer_steps,
+            batch_size=self.recipe.wan_tokenizer_batch,
+            device=self.device,
+            statistics_clips=self.recipe.statistics_clips,
+            state_path=self.folder / _WAN_TOKENIZER_STATE,
+        )
+        with _complete(path) as partial:
+            write_wan_tokenizer(partial, trained)
+        return self._psnr(trained.build(device=self.device))
+
+    def _psnr(self, tokenizer: VideoTokenizer | WanTokenizer) -> dict[str, Any]:
+        scenes = sorted(HELD_OUT)[: min(_JUDGED_CLIPS, self.recipe.statistics_clips)]
+        psnr = measure_psnr(tokenizer, draw_clips(scenes, seed=self.seed + 1, device=self.device))
         return {"psnr_of_held_out": round(psnr.frame, 2), "psnr_of_their_objects": round(psnr.object, 2)}
 
     def _make_text_encoder(self, path: Path) -> dict[str, Any]:
@@ -286,6 +238,13 @@ class Maker:
         start, settings = self.weights_dir, self.recipe.interpolator
         return self._take_weights(
             self._train("interpolator", data, card=card, start=start, settings=settings), path
+        )
+
+    def _make_predict2(self, path: Path) -> dict[str, Any]:
+        card, settings = find_card(PREDICT2), self.recipe.predict2
+        data = self._clips(_WAN_CLIPS, card, negative_share=_NEGATIVE_SHARE)
+        return self._take_weights(
+            self._train("predict2", data, card=card, start=None, settings=settings), path
         )
 
     def _make_subject(self, path: Path) -> dict[str, Any]:
@@ -351,7 +310,7 @@ class Maker:
             )
             made = encoded(
                 clips,
-                tokenizer=self._tokenizer(),
+                tokenizer=self._tokenizer(card),
                 text_encoder=self._text_encoder(self.text_encoder_dir),
                 device=self.device,
                 dtype=self.dtype,
@@ -362,10 +321,10 @@ class Maker:
             self._note(name, {"seconds": round(time.monotonic() - started, 1)})
         return InMemory(**torch.load(path, map_location=self.device, weights_only=True), fps=float(FPS))
 
-    def _tokenizer(self) -> Tokenizer:
-        return Tokenizer(
-            shape=self._tokenizer_shape,
-            folder=self.tokenizer_dir,
+    def _tokenizer(self, card: ModelCard) -> AnyTokenizer:
+        return tokenizer_for(
+            card.tokenizer,
+            folder=self.tokenizer_dir_of(card),
             device=self.device,
             dtype=self.dtype,
             parts=("encoder",),
@@ -400,16 +359,16 @@ def _complete(folder: Path) -> Iterator[Path]:
     partial.rename(folder)
 
 
-def take_shipped(folder: Path, card: ModelCard) -> None:
-    """Copies the package's tokenizer, text encoder and network of `card` to where a making would put them.
+def take_shipped(folder: Path, *, but: frozenset[str]) -> None:
+    """Copies the package's models to where a making would put them, all but those with these names.
 
     What is there is left alone.
     """
-    for files in (tokenizer_of(card), text_encoder_of(card), weights_of(card)):
-        target = folder / ASSETS / files.assets_name
-        if not target.exists():
+    for source in sorted(EMBEDDED.iterdir()):
+        target = folder / ASSETS / source.name
+        if source.name not in but and source.is_dir() and not target.exists():
             with _complete(target) as partial:
-                shutil.copytree(EMBEDDED / files.assets_name, partial, dirs_exist_ok=True)
+                shutil.copytree(source, partial, dirs_exist_ok=True)
 
 
 def write_subject_videos(folder: Path, *, seed: int) -> None:
