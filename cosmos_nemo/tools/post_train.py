@@ -59,8 +59,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--weight_decay", type=float, default=0.0, help="0")
     how.add_argument("--clip_norm", type=float, default=1.0, help="of all gradients; 0 is off; 1")
     how.add_argument("--text_dropout", type=float, default=0.2, help="share trained without text; 0.2")
-    how.add_argument("--log_sigma_mean", type=float, default=0.0, help="of the noise levels; 0")
-    how.add_argument("--log_sigma_std", type=float, default=1.0, help="of the noise levels; 1")
+    how.add_argument(
+        "--log_sigma_mean",
+        type=float,
+        help="of the noise levels' logarithms; 0, of Predict2 half the logarithm of the latent frames",
+    )
+    how.add_argument("--log_sigma_std", type=float, default=1.0, help="of the noise levels' logarithms; 1")
+    how.add_argument(
+        "--high_noise_share",
+        type=float,
+        help="share of the samples with more noise than sampling begins with; 0, of Predict2 0.05",
+    )
     how.add_argument("--average", default="sharded", help="moving average: sharded (default), host, off")
     how.add_argument("--average_decay", type=float, default=0.999, help="0.999")
     how.add_argument("--average_every", type=int, default=1, help="steps between its updates; 1")
@@ -100,10 +109,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _asked(args: argparse.Namespace) -> Asked:
     from cosmos_nemo.training.post_train import Run
-    from cosmos_nemo.training.prepare import check_is_trainable
     from cosmos_nemo.training.settings import TrainingError
 
-    check_is_trainable(find_card(args.model))
     if args.from_scratch and args.nemo_checkpoint is not None:
         raise TrainingError("--from_scratch and --nemo_checkpoint exclude each other. Pass one of them.")
     for flag in ("save_every", "keep_states", "cache_gib"):
@@ -224,6 +231,7 @@ def _describe(
     run: "Run", data: "PreparedFolder", *, begin: str, num_ranks: int, device: "torch.device"
 ) -> str:
     from cosmos_nemo.training.memory import predict_memory
+    from cosmos_nemo.training.objective import noise_levels, objective_of
     from cosmos_nemo.training.post_train import plan_of
     from cosmos_nemo.training.update.choose import form_of_update
 
@@ -238,6 +246,7 @@ def _describe(
         distributed=form == "distributed",
         weights_in_bfloat16=device.type == "cuda",
     )
+    objective = objective_of(run.card, num_latent_frames=data.latent_shape[1])
     parts = {
         name: getattr(memory, name) / 2**30
         for name in ("weights", "gradients", "optimizer", "average", "activations")
@@ -247,6 +256,7 @@ def _describe(
             f"{run.card.name}, {begin}",
             f"{len(data)} samples, latent {' x '.join(map(str, data.latent_shape))}, {data.fps:g} fps: "
             f"{settings.global_batch_size / len(data):.3g} epochs a step",
+            f"noise levels: {noise_levels(settings, objective)}",
             f"{num_ranks} rank(s): data parallel {plan.replicas} x context parallel {plan.cp} x tensor "
             f"parallel {plan.tp}; {form} optimizer on {device.type}",
             f"memory predicted for each rank: {memory.total / 2**30:.1f} GiB ("

@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num_chunks", type=int, default=5, help="random windows per video, if it has so many; 5"
     )
-    parser.add_argument("--num_frames", type=int, help="frames per window, 8k+1; the model's")
+    parser.add_argument(
+        "--num_frames", type=int, help="frames per window, 8k+1, of Predict2 4k+1; the model's"
+    )
     parser.add_argument("--height", type=int, help="pixels, a multiple of 16; the model's, 704")
     parser.add_argument("--width", type=int, help="pixels, a multiple of 16; the model's, 1280")
     parser.add_argument(

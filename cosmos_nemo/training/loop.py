@@ -14,7 +14,7 @@ from cosmos_nemo.parallel.groups import Groups
 from cosmos_nemo.training.average import Average
 from cosmos_nemo.training.data import Batch, Dataset, sample_index
 from cosmos_nemo.training.given import Given, choices_of
-from cosmos_nemo.training.objective import draw, edm_loss
+from cosmos_nemo.training.objective import Objective, draw, noise_levels, objective_of
 from cosmos_nemo.training.settings import TrainingError, TrainingSettings
 from cosmos_nemo.training.update.base import Update
 
@@ -47,6 +47,10 @@ class Training:
     groups: Groups
     device: torch.device
     step: int = 0
+
+    @property
+    def objective(self) -> Objective:
+        return objective_of(self.card, num_latent_frames=self.dataset.latent_shape[1])
 
     def steps(self, *, wants_to_stop: Callable[[], bool] = lambda: False) -> Iterator[StepReport]:
         """Trains up to settings.num_steps, a report at a time; ends early once any rank wants to stop."""
@@ -81,23 +85,23 @@ class Training:
         return total
 
     def _loss(self, positions: range) -> Tensor:
-        settings = self.settings
+        settings, objective = self.settings, self.objective
         indices = [sample_index(len(self.dataset), seed=settings.seed, position=k) for k in positions]
         batch = self.dataset.batch(indices)
         chance = draw(
             positions,
             self.dataset.latent_shape,
             seed=settings.seed,
-            log_sigma_mean=settings.log_sigma_mean,
-            log_sigma_std=settings.log_sigma_std,
+            levels=noise_levels(settings, objective),
             text_dropout=settings.text_dropout,
             device=self.device,
+            given=objective.given,
             choices_KT=choices_of(self.card, self.dataset.latent_shape[1]),
         )
         x0 = batch.latent_BCTHW.to(self.device, torch.float32) * self.card.sigma_data
         text = batch.text_BLD.to(self.device) * chance.keeps_text_B[:, None, None]
         network = self._network(text, batch, chance.given)
-        return edm_loss(network, x0, chance, sigma_data=self.card.sigma_data).mean()
+        return objective.loss(network, x0, chance).mean()
 
     def _network(
         self, text_BLD: Tensor, batch: Batch, given: Given | None
@@ -106,13 +110,13 @@ class Training:
         positions = network.positions(self.dataset.latent_shape[1:], fps=batch.fps)
         keys_and_values = network.encode_text(text_BLD)
 
-        def raw(x_BCTHW: Tensor, c_noise_B: Tensor) -> Tensor:
+        def raw(x_BCTHW: Tensor, levels: Tensor) -> Tensor:
             return network(
                 x_BCTHW,
-                modulation=network.modulate(c_noise_B),
+                modulation=network.modulate(levels),
                 text=keys_and_values,
                 positions=positions,
-                given_mask_B1THW=None if given is None else given.mask_B1THW,
+                given_mask_B1THW=None if given is None else given.mask_B1THW(x_BCTHW),
                 recompute=self.settings.recompute == "full",
             )
 

@@ -24,6 +24,7 @@ from cosmos_nemo.checkpoint.reader import LazyTensor
 from cosmos_nemo.checkpoint.writer import write_torch_dist
 from cosmos_nemo.parallel.rank_zero import everywhere, only_rank_zero
 from cosmos_nemo.training.loop import Training
+from cosmos_nemo.training.objective import noise_levels
 from cosmos_nemo.training.state import write_description, write_part
 
 STATE, CONTEXT = "training_state", "context"
@@ -84,7 +85,13 @@ def _finish(
     shutil.rmtree(partial / "model")
     write_card_file(partial, overrides_of(card, CARDS[card.name]))
     (partial / CONTEXT).mkdir()
-    about = {"model": card.name, "step": training.step, "settings": asdict(training.settings), **context}
+    about = {
+        "model": card.name,
+        "step": training.step,
+        "settings": asdict(training.settings),
+        "noise_levels": asdict(noise_levels(training.settings, training.objective)),
+        **context,
+    }
     (partial / CONTEXT / "training.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     if keep_states > 0:
         write_description(training, partial / STATE)

@@ -23,19 +23,27 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from cosmos_nemo.catalog import Family, ModelCard, Task, TokenizerShape
+from cosmos_nemo.catalog import ModelCard, Task
 from cosmos_nemo.checkpoint.fingerprint import fingerprint
 from cosmos_nemo.request import InterpolationRequest, RequestError, Text2WorldRequest, validate_request
 from cosmos_nemo.stages.text_encoder import TextEncoder
 from cosmos_nemo.stages.text_folder import check_text_folder, text_folder_identity
-from cosmos_nemo.stages.tokenizer import Tokenizer
+from cosmos_nemo.stages.tokenizer_choice import AnyTokenizer, tokenizer_for
 from cosmos_nemo.stages.video_reading import VIDEO_SUFFIXES, VideoFacts, read_frames, video_facts
 from cosmos_nemo.training.data import DataError
-from cosmos_nemo.training.prepared_folder import INFO, LATENT, MASK, PARTS, SAME_FPS, TEXT, sample_path
+from cosmos_nemo.training.prepared_folder import (
+    INFO,
+    LATENT,
+    MASK,
+    PARTS,
+    SAME_FPS,
+    SETTINGS_FILE,
+    TEXT,
+    sample_path,
+)
 
 logger = logging.getLogger(__name__)
 
-SETTINGS_FILE = "prepared.json"
 _MAX_SEED = 2**32 - 1
 _INFO_BYTES = 1024
 
@@ -190,9 +198,8 @@ def prepare(
         preparation.device,
         preparation.dtype,
     )
-    assert isinstance(card.tokenizer, TokenizerShape), "no plan is made for another"
-    tokenizer = Tokenizer(
-        shape=card.tokenizer, folder=tokenizer_dir, device=device, dtype=dtype, parts=("encoder",)
+    tokenizer = tokenizer_for(
+        card.tokenizer, folder=tokenizer_dir, device=device, dtype=dtype, parts=("encoder",)
     )
     tokenizer.check()
     check_text_folder(text_encoder_dir, text_dim=card.network.text_dim)
@@ -217,17 +224,7 @@ def prepare(
     return len(missing)
 
 
-def check_is_trainable(card: ModelCard) -> None:
-    """RequestError for a model whose objective is not built."""
-    if card.network.family is Family.PREDICT2:
-        raise RequestError(
-            f"{card.name} cannot be trained here yet: the objective of Predict2 is not built. Models of "
-            "Cosmos-1.0 and Predict1 can."
-        )
-
-
 def _check_options(options: Options, card: ModelCard) -> None:
-    check_is_trainable(card)
     if options.num_chunks < 1:
         raise RequestError(f"--num_chunks {options.num_chunks} must be at least 1.")
     if not 0 <= options.seed <= _MAX_SEED:
@@ -438,7 +435,7 @@ def _cropped(image_HWC: Tensor, *, height: int, width: int) -> Tensor:
     return image_HWC[top : top + kept_rows, left : left + kept_columns]
 
 
-def encode_clips(tokenizer: Tokenizer, video_BCTHW: Tensor, *, task: Task) -> Tensor:
+def encode_clips(tokenizer: AnyTokenizer, video_BCTHW: Tensor, *, task: Task) -> Tensor:
     """Normalised latents, on the tokenizer's device, of clips -1..1 as a model for `task` learns them.
 
     An interpolator's last frame is a latent frame of its own, that of an image (spec/predict1-diffusion.md,
@@ -451,7 +448,7 @@ def encode_clips(tokenizer: Tokenizer, video_BCTHW: Tensor, *, task: Task) -> Te
     return torch.cat([before_BCTHW, last_BCTHW], dim=2)
 
 
-def _encode_clip(tokenizer: Tokenizer, frames_THWC: Tensor, sample: Sample, *, task: Task) -> Tensor:
+def _encode_clip(tokenizer: AnyTokenizer, frames_THWC: Tensor, sample: Sample, *, task: Task) -> Tensor:
     video_BCTHW = rearrange(frames_THWC.to(tokenizer.device), "t h w c -> 1 c t h w").float() / 127.5 - 1
     latent_CTHW = encode_clips(tokenizer, video_BCTHW, task=task)[0].cpu()
     if not torch.isfinite(latent_CTHW).all():

@@ -18,11 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cosmos_nemo.catalog import ModelCard, Task
+from cosmos_nemo.catalog import CARDS, ModelCard, Task
 from cosmos_nemo.training.data import Batch, DataError, check_indices
 
 LATENT, TEXT, MASK, INFO = "video_latent.pth", "t5_text_embeddings.pth", "t5_text_mask.pth", "info.json"
 PARTS = (LATENT, TEXT, MASK, INFO)
+SETTINGS_FILE = "prepared.json"
+"""How the folder's samples were made, if `cosmos-nemo prepare-data` made them."""
 
 SAME_FPS = 0.01
 """Frame rates that differ by less, as 29.97 and 30 do, count as one."""
@@ -91,6 +93,7 @@ class PreparedFolder:
                 f"{latent} has {channels} channels, but {card.name} takes {network.latent_channels}: "
                 "it was made by another tokenizer."
             )
+        self._check_tokenizer(card)
         if self.text_shape != (network.text_length, network.text_dim):
             raise DataError(
                 f"{sample_path(self.folder, self.names[0], TEXT)} is {list(self.text_shape)}, but "
@@ -108,6 +111,20 @@ class PreparedFolder:
         if network.takes_given_mask:
             self._check_length(card, latent)
 
+    def _check_tokenizer(self, card: ModelCard) -> None:
+        """DataError if the samples say that they are of a model with a tokenizer of another kind.
+
+        Those of Cosmos-1.0 and of Wan2.1 make latents of the same channels, but not of the same meaning.
+        """
+        path = self.folder / SETTINGS_FILE
+        name = _read_json(path).get("model") if path.is_file() else None
+        made_for = CARDS.get(str(name))
+        if made_for is not None and type(made_for.tokenizer) is not type(card.tokenizer):
+            raise DataError(
+                f"{self.folder} was prepared for {name}, whose tokenizer is not that of {card.name}: "
+                f"prepare the videos with --model {card.name}."
+            )
+
     def _check_length(self, card: ModelCard, latent: Path) -> None:
         """DataError unless the samples are as long as a network needs them that is told some frames."""
         found, num_frames = self.latent_shape[1], self._num_frames()
@@ -115,7 +132,7 @@ class PreparedFolder:
             if found < 2:
                 raise DataError(
                     f"{latent} has one frame, but {card.name} learns what follows its first: prepare videos "
-                    "of 9 frames or more."
+                    f"of {card.video.min_frames} frames or more."
                 )
             return
         wanted = card.latent_frames(card.video.num_frames)
@@ -127,8 +144,7 @@ class PreparedFolder:
 
     def _num_frames(self) -> int | None:
         """Video frames of the first sample, if it says so; its info.json was read before."""
-        info = json.loads(sample_path(self.folder, self.names[0], INFO).read_text(encoding="utf-8"))
-        return info.get("num_frames") if isinstance(info, dict) else None
+        return _read_json(sample_path(self.folder, self.names[0], INFO)).get("num_frames")
 
     def _sample(self, index: int) -> tuple[Tensor, Tensor]:
         if index in self._cache:
@@ -241,6 +257,15 @@ def _zero_past_end(text_LD: Tensor, mask_L: Tensor) -> Tensor:
     text_LD = text_LD.clone()
     text_LD[end:] = 0
     return text_LD
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Empty if it holds something else; what is needed of it is checked where it is read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}): prepare the videos again.") from error
+    return content if isinstance(content, dict) else {}
 
 
 def _fps(path: Path) -> float:

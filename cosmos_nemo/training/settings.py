@@ -20,8 +20,8 @@ class TrainingError(RequestError):
 class TrainingSettings:
     """One run. The first block decides the result; the second only where and how it is computed.
 
-    The defaults of learning rate, warm-up, weight decay, text dropout and noise levels are those of NeMo's
-    general post-training (spec/nemo-cosmos1.md 5).
+    The defaults of learning rate, warm-up, weight decay and text dropout are those of NeMo's general
+    post-training (spec/nemo-cosmos1.md 5); each family has noise levels of its own (objective.py).
     """
 
     num_steps: int = 1000
@@ -31,9 +31,11 @@ class TrainingSettings:
     weight_decay: float = 0.0
     adam_betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float = 1.0
-    log_sigma_mean: float = 0.0
+    log_sigma_mean: float | None = None
     log_sigma_std: float = 1.0
-    """ln(sigma) of the noise is drawn from a normal distribution with these."""
+    """ln(sigma) of the noise is drawn from a normal distribution with these; None: the model's own mean."""
+    high_noise_share: float | None = None
+    """Share of the samples with more noise than sampling begins with; None: the model's own."""
     text_dropout: float = 0.2
     """Share of the samples that are trained without their text."""
     average_decay: float = 0.999
@@ -78,13 +80,14 @@ def validate(settings: TrainingSettings, card: ModelCard, *, num_ranks: int) -> 
         ("--clip_norm", settings.clip_norm, math.inf),
         ("--warmup_steps", settings.warmup_steps, math.inf),
         ("--log_sigma_std", settings.log_sigma_std, math.inf),
+        ("--high_noise_share", settings.high_noise_share or 0.0, 1.0),
         ("--text_dropout", settings.text_dropout, 1.0),
         ("--average_decay", settings.average_decay, 1.0),
     ):
         if not 0 <= number < below:
             most = "" if below == math.inf else f" and below {below:g}"
             raise TrainingError(f"{flag} {number:g} must be at least 0{most}.")
-    if not math.isfinite(settings.log_sigma_mean):
+    if settings.log_sigma_mean is not None and not math.isfinite(settings.log_sigma_mean):
         raise TrainingError(f"--log_sigma_mean {settings.log_sigma_mean:g} must be finite.")
     if not 0 <= settings.seed < 2**32:
         raise TrainingError(f"--seed {settings.seed} must be at least 0 and below 2^32 = {2**32}.")

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from cosmos_nemo import launch
+from cosmos_nemo.cli.invocation import Invocation
 from cosmos_nemo.tools import main
 from tests.doors.instant import help_of
 from tests.parallel import launcher
@@ -275,3 +276,62 @@ def test_a_bad_flag_is_told_once(
     assert found.status != 0
     assert found.err.count("TrainingError: --tensor_parallel 3 does not divide") == 1
     assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize("model", ["Cosmos-Nano-Predict2-Video2World", "Cosmos-Predict2-2B-Video2World"])
+def test_a_predict2_learns_from_videos_and_goes_on_from_an_image(
+    run_here: Callable[..., launcher.Ended],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+) -> None:
+    """prepare-data, post-train from the stand-in's weights, both doors."""
+    from cosmos_nemo.catalog import find_card
+    from cosmos_nemo.cli import parse_general, parse_video2world
+    from cosmos_nemo.tools.standin import write_standin
+
+    monkeypatch.chdir(tmp_path)
+    write_standin([find_card(model)], Path("checkpoints"), seed=0, layout="folder")
+    Path("videos").mkdir()
+    dice = numpy.random.RandomState(0)
+    numpy.save("videos/a.npy", dice.randint(0, 255, (12, 32, 48, 3), dtype=numpy.uint8))
+    numpy.save("image.npy", numpy.full((1, 32, 48, 3), 200, numpy.uint8))
+    size = ("--height", "32", "--width", "48")
+    here = ("--model", model, "--cosmos_assets_dir", "checkpoints")
+    found = run_here(
+        main.main,
+        *("prepare-data", *here, *size, "--dataset_path", "videos", "--output_path", "samples"),
+        *("--num_frames", "9", "--num_chunks", "4", "--prompt", "A red ball."),
+    )
+    assert found.status == 0, found.err
+    found = run_here(
+        main.main,
+        *("post-train", *here, "--data_path", "samples", "--log_dir", "log", "--max_steps", "3"),
+        *("--global_batch_size", "4", "--micro_batch_size", "2", "--learning_rate", "1e-3"),
+    )
+    assert found.status == 0, found.err
+    assert len(losses(Path("log"))) == 3
+    path = str(checkpoint_in(Path("log")))
+
+    def made(parse: Callable[..., Invocation], *argv: str) -> numpy.ndarray:
+        def door(words: Sequence[str]) -> int:
+            return launch.run(lambda: parse(words), environ={"COSMOS_NEMO_CACHE": ""})
+
+        found = run_here(
+            door,
+            *("--model", model, "--prompt", "A red ball.", *size, "--num_video_frames", "9"),
+            *("--num_steps", "2", "--seed", "1", "--disable_guardrail", *argv),
+        )
+        assert found.status == 0, found.err
+        return numpy.load("made.npy")
+
+    general = (*here, "--conditioned_image_or_video_path", "image.npy", "--video_save_path", "made.npy")
+    video2world = (
+        *("--checkpoint_dir", "checkpoints", "--input_image_or_video_path", "image.npy"),
+        *("--video_save_folder", ".", "--video_save_name", "made.npy", "--disable_prompt_upsampler"),
+    )
+    trained = made(parse_general, *general, "--nemo_checkpoint", path)
+    assert trained.shape == (9, 32, 48, 3)
+    assert not numpy.array_equal(trained, made(parse_general, *general))
+    again = made(parse_video2world, *video2world, "--diffusion_transformer_dir", path)
+    assert numpy.array_equal(trained, again)

@@ -31,10 +31,11 @@ from cosmos_nemo.training.settings import TrainingError, TrainingSettings
 from cosmos_nemo.training.update.replicated import Replicated
 from tests.fakes import CPU, tiny_network
 
-CARD = replace(
-    CARDS["Cosmos-Nano-Text2World"],
-    network=replace(
-        CARDS["Cosmos-Nano-Text2World"].network,
+
+def tiny(name: str) -> ModelCard:
+    """The nano model of that name, with a smaller network."""
+    network = replace(
+        CARDS[name].network,
         num_layers=2,
         hidden_size=64,
         num_heads=4,
@@ -42,8 +43,11 @@ CARD = replace(
         adaln_lora_dim=8,
         text_dim=16,
         text_length=8,
-    ),
-)
+    )
+    return replace(CARDS[name], network=network)
+
+
+CARD = tiny("Cosmos-Nano-Text2World")
 # 3 x 3 x 5 = 45 tokens, an odd number: two context parallel ranks have to pad.
 LATENT_CTHW = (16, 3, 6, 10)
 
@@ -95,17 +99,23 @@ def data(card: ModelCard = CARD, *, num_samples: int = 6, seed: int = 0) -> InMe
 
 
 def alone(
-    shape: DiTShape = CARD.network,
+    shape: DiTShape | None = None,
     *,
+    card: ModelCard = CARD,
     dtype: torch.dtype = torch.float32,
     weights_seed: int = 0,
     num_samples: int = 6,
     **settings: Any,
 ) -> Training:
-    """A training on this rank alone, without files, of a network with random weights."""
+    """A training on this rank alone, without files, of a network with random weights.
+
+    shape: of the network, if it is not the card's.
+    """
+    if shape is not None:
+        card = replace(card, network=shape)
     defaults = {"num_steps": 4, "global_batch_size": 2, "learning_rate": 1e-3, "seed": 5, "average": "off"}
     chosen = TrainingSettings(**{**defaults, **settings})
-    network = tiny_network(shape, dtype=dtype, seed=weights_seed).requires_grad_(True).train()
+    network = tiny_network(card.network, dtype=dtype, seed=weights_seed).requires_grad_(True).train()
     groups = start_alone(CPU)
     update = Replicated(network, settings=chosen, groups=groups)
     average = None
@@ -113,12 +123,12 @@ def alone(
         decay, in_host_memory = chosen.average_decay, chosen.average == "host"
         average = Average(update.shards, decay=decay, in_host_memory=in_host_memory)
     return Training(
-        card=replace(CARD, network=shape),
+        card=card,
         settings=chosen,
         network=network,
         update=update,
         average=average,
-        dataset=data(num_samples=num_samples),
+        dataset=data(card, num_samples=num_samples),
         groups=groups,
         device=CPU,
     )
@@ -165,7 +175,9 @@ def told(folder: Path, name: str, rank: int = 0) -> dict[str, Any]:
     return found
 
 
-def run_case(case: Case, folder: Path, *, ranks: Ranks, store: Any, device: torch.device) -> None:
+def run_case(
+    case: Case, folder: Path, *, card: ModelCard, ranks: Ranks, store: Any, device: torch.device
+) -> None:
     settings = settings_of(case)
     here = folder / case.name
     here.mkdir(exist_ok=True)
@@ -173,13 +185,13 @@ def run_case(case: Case, folder: Path, *, ranks: Ranks, store: Any, device: torc
     if isinstance(options.get("resume"), str):
         options["resume"] = Path(options["resume"])
     run = Run(
-        card=CARD,
+        card=card,
         settings=settings,
         start=folder / "start" if case.start else None,
         log_dir=folder / (case.log or case.name) / "log",
         **options,
     )
-    dataset = data()
+    dataset = data(card)
     if case.bad_sample:
         dataset.latents_NCTHW[:, 0, 0, 0, 0] = float("nan")
     reports: list[StepReport] = []
@@ -223,7 +235,7 @@ def run_case(case: Case, folder: Path, *, ranks: Ranks, store: Any, device: torc
     stop()
 
 
-def main(folder: Path, device_type: str) -> None:
+def main(folder: Path, device_type: str, card: ModelCard = CARD) -> None:
     ranks = ranks_from(os.environ)
     device = torch.device("cuda", ranks.local_rank) if device_type == "cuda" else torch.device("cpu")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a container may not know its own name
@@ -231,7 +243,7 @@ def main(folder: Path, device_type: str) -> None:
     for fields in json.loads((folder / "cases.json").read_text()):
         case = Case(**fields)
         if ranks.rank < case.num_ranks:
-            run_case(case, folder, ranks=ranks, store=store, device=device)
+            run_case(case, folder, card=card, ranks=ranks, store=store, device=device)
     if ranks.num_ranks > 1:
         # Rank 0 hosts the store, and must outlive the others' last use of it.
         store.add("done", 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from cosmos_nemo.catalog import Task
 from cosmos_nemo.request import DEFAULT_NEGATIVE_PROMPT
 from cosmos_nemo.stages.text_encoder import TextEncoder
-from cosmos_nemo.stages.tokenizer import Tokenizer
+from cosmos_nemo.stages.tokenizer_choice import AnyTokenizer
 from cosmos_nemo.training.nano.captions import PHRASINGS, caption
 from cosmos_nemo.training.nano.video_tokenizer import to_video
 from cosmos_nemo.training.nano.world import NUM_FRAMES, TRAINED, draw_clips
@@ -42,7 +42,7 @@ class Clips:
 def encoded(
     clips: Clips,
     *,
-    tokenizer: Tokenizer,
+    tokenizer: AnyTokenizer,
     text_encoder: TextEncoder,
     device: torch.device,
     dtype: torch.dtype,

@@ -116,6 +116,7 @@ def test_every_flag_arrives_in_the_settings(command: Command, tmp_path: Path) ->
         "text_dropout": "0.3",
         "log_sigma_mean": "-0.5",
         "log_sigma_std": "1.5",
+        "high_noise_share": "0.25",
         "average": "host",
         "average_decay": "0.9",
         "average_every": "2",
@@ -172,6 +173,7 @@ def test_a_dry_run_without_the_weights_does_not_claim_to_begin_from_scratch(
         (["--cache_gib", "nan"], "--cache_gib nan"),
         (["--seed", "-1"], "--seed -1"),
         (["--log_sigma_mean", "nan"], "--log_sigma_mean nan"),
+        (["--high_noise_share", "1"], "--high_noise_share 1 must be"),
     ],
 )
 def test_a_broken_flag_ends_with_2_and_its_name_before_anything_is_read(
@@ -316,3 +318,67 @@ def test_an_interpolator_is_trained_on_samples_that_were_prepared_for_it_alone(
     assert command("--from_scratch", data=pairs, model=model) == 0
     assert "latent 16 x 3 x 4 x 6" in capsys.readouterr().out
     assert checkpoint_in(tmp_path).name == "epoch=0-step=2"
+
+
+PREDICT2 = find_card("Cosmos-Nano-Predict2-Video2World")
+
+
+def test_a_predict2_is_trained_under_noise_levels_of_its_own(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("--from_scratch", "--global_batch_size", "3", model=PREDICT2.name) == 0
+    levels = "ln(sigma) from N(0.347, 1), 5 % of the samples from 200 to 100,000"
+    assert f"noise levels: {levels}" in capsys.readouterr().out
+    path = checkpoint_in(tmp_path)
+    weights = weights_in(path, PREDICT2)
+    shapes = parameter_shapes(PREDICT2.network)
+    assert {name: tuple(weight.shape) for name, weight in weights.items()} == shapes
+    about = json.loads((path / "context" / "training.json").read_text())
+    assert about["model"] == PREDICT2.name
+    # Half the logarithm of two latent frames.
+    assert about["noise_levels"] == {"mean": pytest.approx(0.34657, abs=1e-5), "std": 1, "high_share": 0.05}
+    assert command("--from_scratch", "--dry_run") == 0
+    assert "noise levels: ln(sigma) from N(0, 1)\n" in capsys.readouterr().out
+
+
+def test_a_predict2_goes_on_from_its_own_weights_and_not_from_those_of_the_other_family(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_start(tmp_path / "own", PREDICT2)
+    flags = ("--learning_rate", "0", "--average", "off")
+    assert command("--nemo_checkpoint", str(tmp_path / "own"), *flags, model=PREDICT2.name) == 0
+    expected = weights_in(tmp_path / "own", PREDICT2)
+    found = weights_in(checkpoint_in(tmp_path), PREDICT2)
+    assert all(torch.equal(weight, expected[name]) for name, weight in found.items())
+    write_start(tmp_path / "other", find_card("Cosmos-Nano-Video2World"))
+    capsys.readouterr()
+    assert command("--nemo_checkpoint", str(tmp_path / "other"), model=PREDICT2.name) == 2
+    errors = capsys.readouterr().err
+    assert "extra_pos_embedder" in errors or "Cosmos-Nano-Video2World" in errors, errors
+    assert "Traceback" not in errors
+
+
+def test_a_predict2_is_not_trained_on_samples_of_another_tokenizer(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "samples").mkdir()
+    folder = write_samples(tmp_path / "samples")
+    (folder / "prepared.json").write_text(json.dumps({"model": NANO.name}))
+    assert command("--from_scratch", data=folder) == 0
+    assert command("--from_scratch", data=folder, model=PREDICT2.name) == 2
+    assert f"prepare the videos with --model {PREDICT2.name}" in capsys.readouterr().err
+
+
+def test_a_released_name_is_planned_without_its_weights(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = find_card("Cosmos-Predict2-14B-Video2World-720p-16fps")
+    generator = torch.Generator().manual_seed(0)
+    for part, shape in (("video_latent", (16, 24, 88, 160)), ("t5_text_embeddings", (512, 1024))):
+        torch.save(torch.randn(shape, generator=generator).bfloat16(), tmp_path / f"0.{part}.pth")
+    torch.save(torch.ones(512), tmp_path / "0.t5_text_mask.pth")
+    (tmp_path / "0.info.json").write_text(json.dumps({"fps": 16}))
+    flags = ("--from_scratch", "--dry_run", "--tensor_parallel", "8")
+    assert command(*flags, data=tmp_path, model=card.name) == 0
+    said = capsys.readouterr().out
+    assert "latent 16 x 24 x 88 x 160, 16 fps" in said and "ln(sigma) from N(1.59, 1), 5 %" in said

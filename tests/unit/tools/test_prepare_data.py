@@ -17,6 +17,7 @@ from cosmos_nemo.tools.standin import write_standin
 from cosmos_nemo.training.prepared_folder import PreparedFolder
 
 ROOT = Path(__file__).parents[3]
+PREDICT2 = find_card("Cosmos-Predict2-2B-Video2World")
 SMALL, NANO = find_card("Cosmos-1.0-Diffusion-7B-Text2World"), find_card("Cosmos-Nano-Text2World")
 
 
@@ -100,6 +101,25 @@ def test_a_card_json_beside_the_weights_tells_the_text_width(videos: Path, tmp_p
     more = ("--prompt", "x", "--num_frames", "9", "--height", "32", "--width", "48", "--num_chunks", "1")
     assert run(tmp_path / "small", videos, tmp_path / "out", *more, model=SMALL.name) == 0
     assert PreparedFolder(tmp_path / "out").text_shape == (512, 64)
+
+
+@pytest.mark.parametrize("name", [PREDICT2.name, f"{PREDICT2.name}-480p-10fps"])
+def test_videos_become_samples_of_predict2(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    card = find_card(name)
+    write_standin([card], tmp_path / "two", seed=0, layout="folder")
+    more = ("--prompt", "x", "--num_frames", "9", "--height", "32", "--width", "48", "--num_chunks", "2")
+    assert run(tmp_path / "two", videos, tmp_path / "out", *more, model=name) == 0
+    data = PreparedFolder(tmp_path / "out")
+    assert (len(data), data.latent_shape, data.text_shape) == (4, (16, 3, 4, 6), (512, 64))
+    capsys.readouterr()
+    assert (
+        run(tmp_path / "two", videos, tmp_path / "new", "--prompt", "x", "--num_frames", "8", model=name) == 2
+    )
+    assert "it takes 4k+1 frames from 5 to 121" in capsys.readouterr().err
+    short = run(tmp_path / "two", videos, tmp_path / "new", "--prompt", "x", model=name)
+    assert short == 2 and f"has {card.video.num_frames} frames; the longest" in capsys.readouterr().err
 
 
 def test_what_a_person_can_mend_is_told_in_one_line(

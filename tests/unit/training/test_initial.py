@@ -1,14 +1,19 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
+from cosmos_nemo.catalog import DiTShape, Family
 from cosmos_nemo.checkpoint.load import rank_index
 from cosmos_nemo.checkpoint.names import parameter_shapes
 from cosmos_nemo.training.initial import initialize
 from tests.fakes import TINY, FakeGroup, tiny_network
 
+PREDICT2 = replace(TINY, family=Family.PREDICT2, takes_given_mask=True)
 
-def fresh(seed: int = 0) -> dict[str, torch.Tensor]:
-    network = tiny_network(seed=9)
+
+def fresh(seed: int = 0, shape: DiTShape = TINY) -> dict[str, torch.Tensor]:
+    network = tiny_network(shape, seed=9)
     initialize(network, seed=seed, tp_rank=0, tp_size=1)
     return {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
 
@@ -21,15 +26,22 @@ def test_a_seed_decides_every_weight_and_another_seed_makes_others() -> None:
         assert torch.equal(weight, other[name]) == is_constant, name
 
 
-def test_norms_are_one_and_what_ends_a_modulation_or_the_network_is_zero() -> None:
+@pytest.mark.parametrize("shape", [TINY, PREDICT2], ids=lambda shape: shape.family)
+def test_norms_are_one_and_what_ends_a_modulation_or_the_network_is_zero(shape: DiTShape) -> None:
     ends = ("adaLN_modulation.2.weight", "t_embedder.1.linear_2.weight", "final_layer.linear.weight")
-    for name, weight in fresh().items():
+    for name, weight in fresh(shape=shape).items():
         if weight.ndim == 1:
             assert (weight == 1).all(), name
         elif name.endswith(ends):
             assert (weight == 0).all(), name
         else:
             assert float(weight.std()) > 0.005, name
+
+
+def test_predict2_has_the_same_weights_but_for_the_tables_it_lacks() -> None:
+    tables = {name for name in parameter_shapes(TINY) if name.startswith("extra_pos_embedder")}
+    assert len(tables) == 3
+    assert fresh(shape=PREDICT2).keys() == parameter_shapes(PREDICT2).keys() == fresh().keys() - tables
 
 
 def test_matrices_keep_the_size_of_what_goes_through_them() -> None:

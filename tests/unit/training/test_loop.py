@@ -11,12 +11,13 @@ from torch import Tensor
 from cosmos_nemo.catalog import CARDS
 from cosmos_nemo.models.common.dit.model import DiT
 from cosmos_nemo.training.data import sample_index
-from cosmos_nemo.training.given import choices_of
-from cosmos_nemo.training.loop import LossError
-from cosmos_nemo.training.objective import draw
+from cosmos_nemo.training.given import CleanGiven, NoisedGiven, choices_of
+from cosmos_nemo.training.loop import LossError, Training
+from cosmos_nemo.training.noise_levels import NoiseLevels
+from cosmos_nemo.training.objective import Draw, draw
 from cosmos_nemo.training.settings import TrainingSettings
 from tests.fakes import CPU, tiny_network
-from tests.parallel.train_worker import CARD, LATENT_CTHW, alone, data
+from tests.parallel.train_worker import CARD, LATENT_CTHW, alone, data, tiny
 
 
 @torch.no_grad()
@@ -35,8 +36,7 @@ def loss_by_hand(network: DiT, positions: range, settings: TrainingSettings) -> 
         positions,
         LATENT_CTHW,
         seed=settings.seed,
-        log_sigma_mean=settings.log_sigma_mean,
-        log_sigma_std=settings.log_sigma_std,
+        levels=NoiseLevels(mean=0.0, std=1.0),
         text_dropout=settings.text_dropout,
         device=CPU,
     )
@@ -71,7 +71,11 @@ def test_loss_and_gradients_are_those_of_the_formula(recompute: str, micro_batch
     )
     ours.step = 1
     other = twin(ours.network).requires_grad_(True)
-    expected = loss_by_hand(other, range(4, 8), ours.settings)
+    check_gradients(ours, other, expected=loss_by_hand(other, range(4, 8), ours.settings))
+
+
+def check_gradients(ours: Training, other: DiT, *, expected: Tensor) -> None:
+    """Those of our next step against those of another computation of the same loss with `other`'s weights."""
     expected.backward()
     loss = ours._losses()
     assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-5)
@@ -84,6 +88,101 @@ def test_loss_and_gradients_are_those_of_the_formula(recompute: str, micro_batch
             atol=1e-5 * float(parameter.grad.abs().max()),
             msg=name,
         )
+
+
+PREDICT2 = tiny("Cosmos-Nano-Predict2-Video2World")
+
+
+def draw_of_predict2(positions: range, settings: TrainingSettings) -> Draw:
+    return draw(
+        positions,
+        LATENT_CTHW,
+        seed=settings.seed,
+        levels=NoiseLevels(mean=math.log(3) / 2, std=1.0, high_share=0.05),  # of three latent frames
+        text_dropout=settings.text_dropout,
+        device=CPU,
+        given=CleanGiven,
+        choices_KT=choices_of(PREDICT2, LATENT_CTHW[1]),
+    )
+
+
+def flow_loss_by_hand(network: DiT, chance: Draw, positions: range, settings: TrainingSettings) -> Tensor:
+    """In float64, a sample at a time, every frame with a modulation of its own."""
+    clips, losses = data(PREDICT2), []
+    assert chance.given is not None
+    for k, position in enumerate(positions):
+        index = sample_index(len(clips), seed=settings.seed, position=position)
+        s = float(chance.sigma_B[k])
+        is_given_T = chance.given.is_given_BT[k]
+        text = clips.texts_MLD[int(clips.text_of_N[index])].double() * float(chance.keeps_text_B[k])
+        x0, noise = clips.latents_NCTHW[index].double(), chance.noise_BCTHW[k].double()
+        seen = (x0 + s * noise) / (1 + s)
+        seen[:, is_given_T] = x0[:, is_given_T]
+        timesteps_T = torch.full((LATENT_CTHW[1],), s / (1 + s), dtype=torch.float64)
+        timesteps_T[is_given_T] = 1e-4 / (1 + 1e-4)
+        mask = torch.zeros(1, 1, *LATENT_CTHW[1:], dtype=torch.float64)
+        mask[:, :, is_given_T] = 1
+        raw = network(
+            seen[None],
+            modulation=network.modulated_by(timesteps_T[:, None], frames=(1,) * LATENT_CTHW[1]),
+            text=network.encode_text(text[None]),
+            positions=network.positions(LATENT_CTHW[1:], fps=24.0),
+            given_mask_B1THW=mask,
+        )[0]
+        losses.append(((raw - (noise - x0)) ** 2)[:, ~is_given_T].mean())
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("recompute", ["full", "off"])
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
+def test_predict2s_loss_and_gradients_are_those_of_its_samples_one_by_one(
+    recompute: str, micro_batch_size: int
+) -> None:
+    """Samples of one micro-batch that are given one frame and two share no run of frames but the first."""
+    ours = alone(
+        card=PREDICT2,
+        dtype=torch.float64,
+        global_batch_size=4,
+        micro_batch_size=micro_batch_size,
+        recompute=recompute,
+        text_dropout=0.5,
+    )
+    ours.step = 2
+    chance = draw_of_predict2(range(8, 12), ours.settings)
+    assert chance.given is not None
+    assert chance.given.is_given_BT.sum(dim=1).tolist() == [2, 1, 2, 2]
+    other = twin(ours.network).requires_grad_(True)
+    by_hand = flow_loss_by_hand(other, chance, range(8, 12), ours.settings)
+    check_gradients(ours, other, expected=by_hand)
+
+
+def test_a_predict2_learns_from_the_frames_it_is_given_what_noise_hides() -> None:
+    """At the noise that sampling begins with: of clips of one shade, and of clips that may turn it over."""
+
+    def last_loss(*, is_foreseeable: bool) -> float:
+        run = alone(
+            card=PREDICT2,
+            num_steps=60,
+            global_batch_size=8,
+            micro_batch_size=8,
+            learning_rate=3e-3,
+            adam_betas=(0.9, 0.99),
+            recompute="off",
+            log_sigma_mean=math.log(80),
+            log_sigma_std=0.1,
+            high_noise_share=0.0,
+        )
+        clips, generator = data(PREDICT2, num_samples=64), torch.Generator().manual_seed(0)
+        shade, turn = torch.randn(2, 64, 1, 1, 1, 1, generator=generator)
+        latents = shade.expand(64, *LATENT_CTHW).clone()
+        if not is_foreseeable:
+            latents[:, :, 1:] *= turn.sign()
+        run.dataset = replace(clips, latents_NCTHW=latents)
+        losses = [report.loss for report in run.steps()]
+        assert losses[0] > 2
+        return sum(losses[-10:]) / 10
+
+    assert last_loss(is_foreseeable=True) < 1.4 < 1.6 < last_loss(is_foreseeable=False)
 
 
 def test_the_loss_falls_along_the_gradient_as_fast_as_it_says() -> None:
@@ -226,13 +325,12 @@ def test_the_network_is_shown_the_given_frames_and_their_mask(name: str, ways: s
         range(8),
         LATENT_CTHW,
         seed=run.settings.seed,
-        log_sigma_mean=0.0,
-        log_sigma_std=1.0,
+        levels=NoiseLevels(mean=0.0, std=1.0),
         text_dropout=0.2,
         device=CPU,
         choices_KT=choices_KT,
     )
-    assert chance.given is not None
+    assert isinstance(chance.given, NoisedGiven)
     found = set()
     for k in range(8):
         index = sample_index(6, seed=run.settings.seed, position=k)

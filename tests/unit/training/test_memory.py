@@ -3,12 +3,15 @@ from math import prod
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from cosmos_nemo.catalog import find_card
 from cosmos_nemo.checkpoint.load import split_axis
 from cosmos_nemo.checkpoint.names import parameter_shapes
 from cosmos_nemo.training.memory import MemoryPrediction, predict_memory
 from cosmos_nemo.training.settings import TrainingSettings
+from tests.parallel.train_worker import alone, tiny
 
 SHAPE = find_card("Cosmos-1.0-Diffusion-7B-Text2World").network
 COUNT = sum(prod(size) for size in parameter_shapes(SHAPE).values())
@@ -113,3 +116,39 @@ def test_context_parallel_ranks_and_the_micro_batch_scale_the_activations_alone(
     assert shared.activations == one.activations / 4
     assert two.activations == 2 * one.activations
     assert shared.weights == two.weights == one.weights
+
+
+def test_of_predict2_nothing_but_its_own_parameters_is_counted() -> None:
+    """It has 1,956,413,440 of them as released, and three times the adaLN matrices fused."""
+    shape = find_card("Cosmos-Predict2-2B-Video2World").network
+    found = predict_memory(
+        shape,
+        TrainingSettings(),
+        latent_THW=(24, 88, 160),
+        num_replicas=1,
+        distributed=False,
+        weights_in_bfloat16=True,
+    )
+    fused = shape.num_layers * 9 * shape.hidden_size * 3 * shape.adaln_lora_dim
+    assert found.num_parameters - fused * 2 // 3 == 1_956_413_440
+    assert found.optimizer == 12 * found.num_parameters
+
+
+def test_a_step_of_predict2_keeps_no_more_for_its_backward_pass_than_one_of_predict1() -> None:
+    """The prediction's widths of a layer were measured with the 7B: runs of frames must not add to them."""
+    kept = {}
+    for name in ("Cosmos-Nano-Video2World", "Cosmos-Nano-Predict2-Video2World"):
+        run = alone(card=tiny(name), recompute="off", global_batch_size=2, micro_batch_size=2)
+        saved: list[Tensor] = []  # held, else an address may serve another tensor
+
+        def note(tensor: Tensor, saved: list[Tensor] = saved) -> Tensor:
+            saved.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            run._loss(range(4, 6))
+        weights = {parameter.data_ptr() for parameter in run.network.parameters()}
+        sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved}
+        kept[name] = sum(size for address, size in sizes.items() if address not in weights)
+    one, other = kept.values()
+    assert other == pytest.approx(one, rel=0.03)

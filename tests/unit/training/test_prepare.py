@@ -10,9 +10,11 @@ import torch
 
 from cosmos_nemo.catalog import ModelCard, find_card
 from cosmos_nemo.checkpoint.locate import locate, text_encoder_of, tokenizer_of
+from cosmos_nemo.checkpoint.reader import CheckpointError
 from cosmos_nemo.request import RequestError
 from cosmos_nemo.stages.text_encoder import TextEncoder
 from cosmos_nemo.stages.tokenizer import Tokenizer
+from cosmos_nemo.stages.wan_tokenizer import WanTokenizerStage
 from cosmos_nemo.tools.standin import write_standin
 from cosmos_nemo.training import prepare as module
 from cosmos_nemo.training.data import DataError
@@ -21,16 +23,26 @@ from cosmos_nemo.training.prepared_folder import PreparedFolder
 
 NANO, CPU = find_card("Cosmos-Nano-Text2World"), torch.device("cpu")
 INTERPOLATOR = find_card("Cosmos-Nano-WorldInterpolator")
+PREDICT2 = find_card("Cosmos-Nano-Predict2-Video2World")
 
 
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """tokenizer_dir and text_encoder_dir of a stand-in."""
-    folder = tmp_path_factory.mktemp("standin") / "nano"
-    write_standin([NANO], folder, seed=0, layout="folder")
-    tokenizer, text = (locate(part(NANO), assets_dir=folder) for part in (tokenizer_of, text_encoder_of))
+    return encoders_of(NANO, tmp_path_factory.mktemp("standin") / "nano")
+
+
+def encoders_of(card: ModelCard, folder: Path) -> dict[str, Path]:
+    write_standin([card], folder, seed=0, layout="folder")
+    tokenizer, text = (locate(part(card), assets_dir=folder) for part in (tokenizer_of, text_encoder_of))
     assert tokenizer is not None and text is not None
     return {"tokenizer_dir": tokenizer, "text_encoder_dir": text}
+
+
+@pytest.fixture(scope="module")
+def encoders2(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """As encoders, of a stand-in of Predict2."""
+    return encoders_of(PREDICT2, tmp_path_factory.mktemp("standin") / "nano2")
 
 
 def clip(num_frames: int, *, height: int = 32, width: int = 48) -> numpy.ndarray:
@@ -369,3 +381,67 @@ def test_a_video2worlds_samples_are_those_of_a_text2world(
 def test_an_interpolators_clips_have_one_length(options: Options, changes: dict, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         plan(replace(options, **changes), INTERPOLATOR)
+
+
+@pytest.mark.parametrize(("num_frames", "latent_frames"), [(5, 2), (9, 3)])
+def test_predict2s_samples_are_made_by_its_tokenizer_and_hold_four_frames_in_one(
+    options: Options, encoders2: dict[str, Path], num_frames: int, latent_frames: int
+) -> None:
+    options = replace(options, num_frames=num_frames, num_chunks=2)
+    preparation = plan(options, PREDICT2)
+    made = prepare(preparation, **encoders2)
+    assert made == len(preparation.samples) == (4 if num_frames == 5 else 3)
+    data = PreparedFolder(options.output_dir)
+    data.check(PREDICT2)
+    assert data.latent_shape == (16, latent_frames, 4, 6)
+    written = sum(path.stat().st_size for path in options.output_dir.glob("0.*"))
+    assert preparation.sample_bytes == pytest.approx(written, rel=0.2)
+    tokenizer = WanTokenizerStage(
+        shape=PREDICT2.tokenizer,  # type: ignore[arg-type]
+        folder=encoders2["tokenizer_dir"],
+        device=CPU,
+    )
+    with tokenizer:
+        for sample in preparation.samples:
+            frames = numpy.load(sample.source.path)[sample.start : sample.start + num_frames]
+            video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+            latent = data.batch([sample.number]).latent_BCTHW
+            torch.testing.assert_close(latent, tokenizer.encode(video), rtol=0, atol=1e-5)
+    with pytest.raises(DataError, match="was prepared for Cosmos-Nano-Predict2-Video2World, whose tokenizer"):
+        data.check(find_card("Cosmos-Nano-Video2World"))
+    assert prepare(plan(options, PREDICT2), **encoders2) == 0
+
+
+def test_predict2_does_not_learn_from_samples_of_another_tokenizer(
+    options: Options, encoders: dict[str, Path]
+) -> None:
+    """The shapes would fit."""
+    prepare(plan(options), **encoders)
+    with pytest.raises(
+        DataError, match=r"Text2World, .* prepare the videos with --model Cosmos-Nano-Predict2"
+    ):
+        PreparedFolder(options.output_dir).check(PREDICT2)
+    with pytest.raises(DataError, match="model Cosmos-Nano-Text2World, not Cosmos-Nano-Predict2"):
+        check_output(options.output_dir, plan(options, PREDICT2).settings())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_frames": 1}, r"--num_frames 1 does not fit .*: it takes 4k\+1 frames from 5 to 33"),
+        ({"num_frames": 8}, r"--num_frames 8 .* 4k\+1"),
+        ({"num_frames": 37}, "--num_frames 37"),
+        ({"height": 40}, "--height 40"),
+    ],
+)
+def test_options_that_predict2_cannot_have_are_refused(options: Options, changes: dict, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        plan(replace(options, **changes), PREDICT2)
+
+
+def test_a_tokenizer_of_the_other_kind_is_refused_before_anything_is_written(
+    options: Options, encoders: dict[str, Path]
+) -> None:
+    with pytest.raises(CheckpointError, match="holds no video tokenizer"):
+        prepare(plan(options, PREDICT2), **encoders)
+    assert not options.output_dir.exists()

@@ -203,3 +203,21 @@ def test_an_interpolator_takes_only_samples_that_were_prepared_for_one(
         return
     with pytest.raises(DataError, match=r"learns from 3 of 10: prepare videos with --model Cosmos-Nano"):
         data.check(card)
+
+
+def test_a_predict2_needs_two_latent_frames_and_takes_samples_that_tell_no_model(tmp_path: Path) -> None:
+    card = find_card("Cosmos-Nano-Predict2-Video2World")
+    write(tmp_path, 0, video_latent=torch.zeros(16, 1, 4, 6))
+    with pytest.raises(DataError, match="prepare videos of 5 frames or more"):
+        PreparedFolder(tmp_path).check(card)
+    write(tmp_path, 0)
+    for told in (None, {}, {"model": "My-Own-World"}, {"model": card.name}, []):
+        if told is not None:
+            (tmp_path / "prepared.json").write_text(json.dumps(told))
+        PreparedFolder(tmp_path).check(card)
+    (tmp_path / "prepared.json").write_text(json.dumps({"model": NANO.name}))
+    with pytest.raises(DataError, match=f"was prepared for {NANO.name}, whose tokenizer is not"):
+        PreparedFolder(tmp_path).check(card)
+    (tmp_path / "prepared.json").write_text("{")
+    with pytest.raises(DataError, match=r"prepared\.json is damaged"):
+        PreparedFolder(tmp_path).check(card)

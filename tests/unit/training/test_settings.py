@@ -13,7 +13,7 @@ def test_the_defaults_are_those_of_nemos_general_post_training() -> None:
     assert settings.learning_rate == 1e-6
     assert settings.weight_decay == 0 and settings.warmup_steps == 0
     assert settings.text_dropout == 0.2
-    assert (settings.log_sigma_mean, settings.log_sigma_std) == (0, 1)
+    assert (settings.log_sigma_mean, settings.log_sigma_std, settings.high_noise_share) == (None, 1, None)
     assert settings.global_batch_size == settings.micro_batch_size == 1
     assert settings.recompute == "full" and settings.gradient_dtype == "float32"
     validate(settings, LARGE, num_ranks=1)
@@ -35,6 +35,9 @@ def test_the_defaults_are_those_of_nemos_general_post_training() -> None:
         ("clip_norm", -1.0, "--clip_norm -1"),
         ("warmup_steps", -1, "--warmup_steps -1"),
         ("log_sigma_std", -1.0, "--log_sigma_std -1"),
+        ("high_noise_share", 1.0, "--high_noise_share 1 must be at least 0 and below 1."),
+        ("high_noise_share", -0.1, "--high_noise_share -0.1"),
+        ("high_noise_share", float("nan"), "--high_noise_share nan"),
         ("text_dropout", 1.0, "--text_dropout 1 must be at least 0 and below 1."),
         ("average_decay", 1.0, "--average_decay 1 must be at least 0 and below 1."),
         ("average", "gpu", "--average gpu is unknown. Pass one of sharded, host, off."),

@@ -88,6 +88,19 @@ def test_samples_of_a_batch_have_levels_of_their_own(network: DiT) -> None:
         torch.testing.assert_close(both[one], alone, rtol=0, atol=2e-5)
 
 
+def test_samples_that_are_given_one_frame_and_two_share_only_the_runs_that_both_have(network: DiT) -> None:
+    """As in training: a row begins wherever the level of any sample changes."""
+    x, text = some_inputs(2)
+    timesteps_BT = torch.tensor([[GIVEN, 0.9, 0.9, 0.9, 0.9], [GIVEN, GIVEN, 0.4, 0.4, 0.4]])
+    modulation = network.modulate(timesteps_BT)
+    assert modulation.frames == (1, 1, 3)
+    both = call(network, x, text, modulation)
+    for i in range(2):
+        one = slice(i, i + 1)
+        alone = call(network, x[one], text[one], network.modulate(timesteps_BT[one]))
+        torch.testing.assert_close(both[one], alone, rtol=0, atol=2e-5)
+
+
 def test_angles_count_frames_whatever_their_rate(network: DiT) -> None:
     slow, fast = (network.positions(LATENT, fps=fps).rope for fps in (10, 24))
     assert torch.equal(slow.cos, fast.cos) and torch.equal(slow.sin, fast.sin)

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from cosmos_nemo.catalog import Task, find_card
-from cosmos_nemo.checkpoint.locate import EMBEDDED
+from cosmos_nemo.checkpoint.locate import EMBEDDED, locate, tokenizer_of
 from cosmos_nemo.request import DEFAULT_NEGATIVE_PROMPT
 from cosmos_nemo.stages.text_encoder import TextEncoder
 from cosmos_nemo.stages.tokenizer import Tokenizer
+from cosmos_nemo.stages.tokenizer_choice import AnyTokenizer, tokenizer_for
+from cosmos_nemo.tools.standin import write_standin
 from cosmos_nemo.training.nano.clips import PAIR_SPANS, Clips, encoded, pair_times
 from cosmos_nemo.training.nano.world import NUM_FRAMES, TRAINED, draw_clips
 
@@ -26,7 +28,7 @@ def text_encoder() -> TextEncoder:
     return TextEncoder(folder=folder, text_length=128, text_dim=64, device=CPU, dtype=torch.float32)
 
 
-def make(task: Task, tokenizer: Tokenizer, text_encoder: TextEncoder, **other: float) -> dict:
+def make(task: Task, tokenizer: AnyTokenizer, text_encoder: TextEncoder, **other: float) -> dict:
     clips = Clips(**{"count": 3, "task": task, "negative_share": 0.0, "seed": 2} | other)  # type: ignore[arg-type]
     options = {"tokenizer": tokenizer, "text_encoder": text_encoder, "device": CPU, "dtype": torch.float32}
     return encoded(clips, **options)  # type: ignore[arg-type]
@@ -76,3 +78,19 @@ def test_the_negative_prompt_takes_its_share(tokenizer: Tokenizer, text_encoder:
     with text_encoder as encode:
         torch.testing.assert_close(made["texts_MLD"], encode([DEFAULT_NEGATIVE_PROMPT]))
     assert made["text_of_N"].tolist() == [0, 0, 0]
+
+
+def test_clips_are_encoded_by_the_tokenizer_of_predict2_too(
+    text_encoder: TextEncoder, tmp_path: Path
+) -> None:
+    card = find_card("Cosmos-Nano-Predict2-Video2World")
+    write_standin([card], tmp_path, seed=0, layout="folder")
+    folder = locate(tokenizer_of(card), assets_dir=tmp_path)
+    assert folder is not None
+    wan = tokenizer_for(card.tokenizer, folder=folder, device=CPU)
+    made = make(card.task, wan, text_encoder, count=2)
+    assert made["latents_NCTHW"].shape == (2, 16, card.latent_frames(NUM_FRAMES), 16, 16)
+    clips = draw_clips(TRAINED[:2], seed=2 * 1_000_003, device=CPU)
+    with wan:
+        expected = wan.encode(clips.permute(0, 4, 1, 2, 3).float() / 127.5 - 1)
+    torch.testing.assert_close(made["latents_NCTHW"], expected, rtol=0, atol=1e-4)
