@@ -16,15 +16,24 @@ def run(folder: Path, *flags: str) -> int:
     return main(["make-nano", str(folder), "--device", "cpu", "--fraction", "1e-6", *flags])
 
 
-def test_what_is_shipped_is_there_before_anything_is_made(
+def test_what_need_not_be_made_is_taken_from_the_package(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(tmp_path, "--shipped", "--seconds", "1e-9") == 3
+    assert run(tmp_path, "--only", "Cosmos-Nano-WorldInterpolator", "--seconds", "1e-9") == 3
     assert capsys.readouterr().out.endswith(f"{tmp_path}: not finished, call again\n")
-    made = {path.name for path in (tmp_path / "assets").iterdir()}
-    assert made == {"Cosmos-Nano-Tokenizer-CV8x8x8", "Cosmos-Nano-T5", "Cosmos-Nano-Text2World"}
+    taken = {path.name for path in (tmp_path / "assets").iterdir()}
+    assert taken == {path.name for path in EMBEDDED.iterdir()} - {"Cosmos-Nano-WorldInterpolator"}
     metadata = "Cosmos-Nano-Text2World/nemo/weights/.metadata"
     assert (tmp_path / "assets" / metadata).read_bytes() == (EMBEDDED / metadata).read_bytes()
+
+
+def test_a_part_that_does_not_exist_is_refused_with_all_that_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, "--only", "Cosmos-Nano-Video") == 2
+    error = capsys.readouterr().err
+    assert "--only Cosmos-Nano-Video is no part of this" in error and "Cosmos-Nano-Video2World" in error
+    assert not (tmp_path / "assets").exists()
 
 
 def test_without_the_flag_nothing_is_taken(tmp_path: Path) -> None:

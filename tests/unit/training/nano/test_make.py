@@ -15,23 +15,25 @@ from cosmos_nemo.parallel.groups import start_alone
 from cosmos_nemo.request import RequestError
 from cosmos_nemo.stages.text_encoder import TextEncoder
 from cosmos_nemo.stages.tokenizer import Tokenizer
+from cosmos_nemo.stages.tokenizer_choice import tokenizer_for
 from cosmos_nemo.training.nano import make
 from cosmos_nemo.training.nano.captions import SUBJECT_PREFIX
 from cosmos_nemo.training.nano.make import (
     INTERPOLATOR,
     LOG,
-    RECIPE,
+    PREDICT2,
     SUBJECT,
     VIDEO2WORLD,
     Maker,
-    fraction_of,
     take_shipped,
     write_subject_videos,
 )
+from cosmos_nemo.training.nano.recipe import RECIPE, fraction_of
 from cosmos_nemo.training.nemo_checkpoint import CONTEXT
 from tests.parallel.train_worker import weights_in
 
 CPU = torch.device("cpu")
+WAN = "Cosmos-Nano-Tokenizer-Wan"
 CARD = CARDS["Cosmos-Nano-Text2World"]
 _LEAST = fraction_of(RECIPE, 1e-6)
 TINY = replace(
@@ -39,12 +41,19 @@ TINY = replace(
     num_clips=2,
     base=replace(_LEAST.base, num_steps=3),
     video2world=replace(_LEAST.video2world, num_steps=3),
+    predict2=replace(_LEAST.predict2, num_steps=3),
 )
 
 
-def maker(folder: Path, *, deadline: float = float("inf")) -> Maker:
+def maker(folder: Path, *only: str, deadline: float = float("inf")) -> Maker:
     return Maker(
-        folder=folder, card=CARD, recipe=TINY, groups=start_alone(CPU), device=CPU, deadline=deadline
+        folder=folder,
+        card=CARD,
+        recipe=TINY,
+        groups=start_alone(CPU),
+        device=CPU,
+        deadline=deadline,
+        only=frozenset(only),
     )
 
 
@@ -87,35 +96,34 @@ def test_a_folder_made_with_another_seed_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_shipped_is_taken_once_and_not_made_again(tmp_path: Path) -> None:
-    take_shipped(tmp_path, CARD)
+    but = frozenset({VIDEO2WORLD})
+    take_shipped(tmp_path, but=but)
     made = maker(tmp_path)
     paths = (made.tokenizer_dir, made.text_encoder_dir, made.weights_dir)
-    assert [name for name, path, _ in made._parts() if not path.exists()] == [
-        SUBJECT,
-        VIDEO2WORLD,
-        INTERPOLATOR,
-    ]
+    assert [name for name, path, _ in made._parts() if not path.exists()] == [SUBJECT, VIDEO2WORLD]
     network_rules(CARD.network, open_checkpoint(made.weights_dir))
     before = [path.stat().st_mtime_ns for path in paths]
     (made.tokenizer_dir / "mean_std.pt").write_bytes(b"mine")
-    take_shipped(tmp_path, CARD)
+    take_shipped(tmp_path, but=but)
     assert [path.stat().st_mtime_ns for path in paths] == before
     assert (made.tokenizer_dir / "mean_std.pt").read_bytes() == b"mine"
 
 
 def test_the_models_that_are_told_frames_are_made_from_the_shipped_ones_and_go_on(tmp_path: Path) -> None:
-    take_shipped(tmp_path, CARD)
-    (tmp_path / SUBJECT).mkdir()
+    only = (VIDEO2WORLD, INTERPOLATOR)
+    take_shipped(tmp_path, but=frozenset(only))
     steps: list[int] = []
     late = replace(
-        maker(tmp_path), on_step=lambda report: steps.append(report.step), deadline=time.monotonic() + 3600
+        maker(tmp_path, *only),
+        on_step=lambda report: steps.append(report.step),
+        deadline=time.monotonic() + 3600,
     )
     with pytest.MonkeyPatch.context() as patched:
         clock = SimpleNamespace(monotonic=lambda: float("inf") if steps else 0.0)
         patched.setattr(make, "time", clock)
         assert not late.make()
     assert steps == [1, 2]
-    made = maker(tmp_path)
+    made = maker(tmp_path, *only)
     assert made.make()
     assert [entry["part"] for entry in log(tmp_path)] == [
         "clips.pt",
@@ -132,6 +140,29 @@ def test_the_models_that_are_told_frames_are_made_from_the_shipped_ones_and_go_o
         assert json.loads((folder / CONTEXT / "training.json").read_text())["model"] == name
     pairs = torch.load(tmp_path / "pairs.pt", weights_only=True)
     assert pairs["latents_NCTHW"].shape == (2, 16, 3, 16, 16)
+
+
+def test_what_is_neither_shipped_nor_made_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=f"{CARD.name}|Tokenizer-CV8x8x8 is not in the package: name it"):
+        maker(tmp_path, SUBJECT).make()
+
+
+@pytest.mark.slow
+def test_predict2s_tokenizer_and_network_are_made_of_the_shipped_text_encoder(tmp_path: Path) -> None:
+    only = (WAN, PREDICT2)
+    take_shipped(tmp_path, but=frozenset(only))
+    made, card = maker(tmp_path, *only), CARDS[PREDICT2]
+    assert made.make()
+    assert [entry["part"] for entry in log(tmp_path)] == [WAN, "wan_clips.pt", PREDICT2]
+    network_rules(card.network, open_checkpoint(made.weights_dir_of(card)))
+    tokenizer_for(card.tokenizer, folder=made.tokenizer_dir_of(card), device=CPU).check()
+    assert torch.load(tmp_path / "wan_clips.pt", weights_only=True)["latents_NCTHW"].shape == (
+        2,
+        16,
+        9,
+        16,
+        16,
+    )
 
 
 @pytest.mark.slow
@@ -157,6 +188,7 @@ def test_a_making_that_ran_out_of_time_goes_on_and_ends_with_files_that_inferenc
         (SUBJECT, 1),
         (VIDEO2WORLD, 3),
         (INTERPOLATOR, 1),
+        (PREDICT2, 3),
     ]
     for weights in (made.weights_dir, tmp_path / SUBJECT):
         network_rules(CARD.network, open_checkpoint(weights))
@@ -167,4 +199,4 @@ def test_a_making_that_ran_out_of_time_goes_on_and_ends_with_files_that_inferenc
         folder=made.text_encoder_dir, text_length=128, text_dim=64, device=CPU, dtype=torch.float32
     ) as encode:
         assert encode(["A red ball."]).shape == (1, 128, 64)
-    assert made.make() and len(log(tmp_path)) == 9
+    assert made.make() and len(log(tmp_path)) == 12
