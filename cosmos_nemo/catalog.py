@@ -425,7 +425,7 @@ _NANO_PREDICT2 = replace(
     _NANO_VIDEO2WORLD,
     name="Cosmos-Nano-Predict2-Video2World",
     network=replace(_NANO_VIDEO2WORLD.network, family=Family.PREDICT2, rope_ratios_THW=(1.0, 1.0, 1.0)),
-    tokenizer=WanTokenizerShape(channels=8, channel_multipliers=(1, 4, 8, 8)),
+    tokenizer=WanTokenizerShape(channels=16, channel_multipliers=(1, 2, 4, 3), num_res_blocks=1),
     video=replace(_NANO_VIDEO2WORLD.video, min_frames=5, given_frames=(1, 5)),
     sigma_data=1.0,
     sources=replace(

@@ -14,7 +14,7 @@ from cosmos_nemo.request import DEFAULT_NEGATIVE_PROMPT
 from cosmos_nemo.stages.text_encoder import TextEncoder
 from cosmos_nemo.stages.tokenizer_choice import AnyTokenizer
 from cosmos_nemo.training.nano.captions import PHRASINGS, caption
-from cosmos_nemo.training.nano.video_tokenizer import to_video
+from cosmos_nemo.training.nano.tokenizer_clips import to_video
 from cosmos_nemo.training.nano.world import NUM_FRAMES, TRAINED, draw_clips
 from cosmos_nemo.training.prepare import encode_clips
 

@@ -41,11 +41,8 @@ from cosmos_nemo.training.nano.text_encoder import (
     unseen_texts,
     write_text_encoder,
 )
-from cosmos_nemo.training.nano.video_tokenizer import (
-    measure_psnr,
-    train_video_tokenizer,
-    write_video_tokenizer,
-)
+from cosmos_nemo.training.nano.tokenizer_clips import measure_psnr
+from cosmos_nemo.training.nano.video_tokenizer import train_video_tokenizer, write_video_tokenizer
 from cosmos_nemo.training.nano.wan_tokenizer import train_wan_tokenizer, write_wan_tokenizer
 from cosmos_nemo.training.nano.world import (
     FPS,

@@ -44,8 +44,8 @@ _BASE = TrainingSettings(
 RECIPE = Recipe(
     tokenizer_steps=6000,
     tokenizer_batch=16,
-    wan_tokenizer_steps=6000,
-    wan_tokenizer_batch=8,
+    wan_tokenizer_steps=5500,
+    wan_tokenizer_batch=4,
     text_steps=2000,
     text_batch=64,
     statistics_clips=1024,
@@ -66,7 +66,7 @@ RECIPE = Recipe(
     video2world=replace(_BASE, num_steps=5000, learning_rate=5e-4, warmup_steps=250),
     interpolator=replace(_BASE, num_steps=7000, learning_rate=5e-4, warmup_steps=250, text_dropout=0.25),
     # Twice the latent frames, and latents of twice the deviation that the others' are scaled to.
-    predict2=replace(_BASE, num_steps=8000, global_batch_size=128, micro_batch_size=128, log_sigma_mean=1.4),
+    predict2=replace(_BASE, num_steps=5000, global_batch_size=128, micro_batch_size=128, log_sigma_mean=1.4),
     save_every=2500,
 )
 """The shipped files: minutes on one H200."""
