@@ -239,7 +239,8 @@ class Maker:
 
     def _make_predict2(self, path: Path) -> dict[str, Any]:
         card, settings = find_card(PREDICT2), self.recipe.predict2
-        data = self._clips(_WAN_CLIPS, card, negative_share=_NEGATIVE_SHARE)
+        count = self.recipe.predict2_clips
+        data = self._clips(_WAN_CLIPS, card, negative_share=_NEGATIVE_SHARE, count=count)
         return self._take_weights(
             self._train("predict2", data, card=card, start=None, settings=settings), path
         )
@@ -297,13 +298,18 @@ class Maker:
                     shutil.copytree(ended.checkpoint / name, partial / name)
         return {"steps": ended.step}
 
-    def _clips(self, name: str, card: ModelCard, *, negative_share: float) -> InMemory:
+    def _clips(
+        self, name: str, card: ModelCard, *, negative_share: float, count: int | None = None
+    ) -> InMemory:
         """Clips of the trained scenes, encoded once for all that learns from them."""
         path = self.folder / name
         if not path.is_file():
             started = time.monotonic()
             clips = Clips(
-                count=self.recipe.num_clips, task=card.task, negative_share=negative_share, seed=self.seed
+                count=count or self.recipe.num_clips,
+                task=card.task,
+                negative_share=negative_share,
+                seed=self.seed,
             )
             made = encoded(
                 clips,

@@ -18,7 +18,8 @@ class Recipe:
     statistics_clips: int
     """Clips whose latents' mean and deviation the tokenizer is given."""
     num_clips: int
-    """Clips that a network is trained on."""
+    """Clips that a network is trained on; likewise the next, of Predict2."""
+    predict2_clips: int
     base: TrainingSettings
     subject: TrainingSettings
     video2world: TrainingSettings
@@ -44,12 +45,13 @@ _BASE = TrainingSettings(
 RECIPE = Recipe(
     tokenizer_steps=6000,
     tokenizer_batch=16,
-    wan_tokenizer_steps=5500,
+    wan_tokenizer_steps=4000,
     wan_tokenizer_batch=4,
     text_steps=2000,
     text_batch=64,
     statistics_clips=1024,
     num_clips=32768,
+    predict2_clips=16384,
     base=_BASE,
     subject=TrainingSettings(
         num_steps=600,
@@ -66,7 +68,7 @@ RECIPE = Recipe(
     video2world=replace(_BASE, num_steps=5000, learning_rate=5e-4, warmup_steps=250),
     interpolator=replace(_BASE, num_steps=7000, learning_rate=5e-4, warmup_steps=250, text_dropout=0.25),
     # Twice the latent frames, and latents of twice the deviation that the others' are scaled to.
-    predict2=replace(_BASE, num_steps=5000, global_batch_size=128, micro_batch_size=128, log_sigma_mean=1.4),
+    predict2=replace(_BASE, num_steps=4500, global_batch_size=128, micro_batch_size=128, log_sigma_mean=1.4),
     save_every=2500,
 )
 """The shipped files: minutes on one H200."""
@@ -94,6 +96,7 @@ def fraction_of(recipe: Recipe, fraction: float) -> Recipe:
         text_batch=part(recipe.text_batch),
         statistics_clips=part(recipe.statistics_clips),
         num_clips=part(recipe.num_clips),
+        predict2_clips=part(recipe.predict2_clips),
         base=shorter(recipe.base),
         subject=shorter(recipe.subject),
         video2world=shorter(recipe.video2world),

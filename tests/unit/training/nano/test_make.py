@@ -39,6 +39,7 @@ _LEAST = fraction_of(RECIPE, 1e-6)
 TINY = replace(
     _LEAST,
     num_clips=2,
+    predict2_clips=2,
     base=replace(_LEAST.base, num_steps=3),
     video2world=replace(_LEAST.video2world, num_steps=3),
     predict2=replace(_LEAST.predict2, num_steps=3),
