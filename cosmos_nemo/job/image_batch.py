@@ -17,7 +17,7 @@ def read_image_batch(path: Path, *, template: Text2ImageRequest) -> BatchFile:
     """What the list holds, with all that its entries leave open as in `template`.
 
     Paths are those from the working folder; the image of entry n that names none is output_(n - 1).jpg, as in
-    the released script. An entry that would replace another's image, or the files beside it, is bad.
+    the released script. An entry that would replace another's image, the files beside it or this file is bad.
     RequestError if the file cannot be read, or holds no good entry.
     """
     requests, bad, passed_over = [], [], set()
@@ -29,6 +29,8 @@ def read_image_batch(path: Path, *, template: Text2ImageRequest) -> BatchFile:
             fields = fields_of(record, _KINDS, needed)
             image_path = Path(fields.pop(_OUTPUT, f"output_{number - 1}.jpg"))
             place = _place(image_path)
+            if place == _place(path):
+                raise ValueError(f"what lies beside {image_path} would replace {path}")
             if place in taken:
                 raise ValueError(f"{image_path} and what lies beside it are those of entry {taken[place]}")
         except ValueError as error:

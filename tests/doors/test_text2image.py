@@ -97,6 +97,15 @@ def _manifest(image: Path) -> dict[str, Any]:
     return json.loads(image.with_suffix(".json").read_text())  # type: ignore[no-any-return]
 
 
+def test_a_stand_in_of_it_alone_is_all_that_it_needs(tmp_path: Path) -> None:
+    write_standin([find_card(TWO)], tmp_path / "alone", seed=0, layout="folder")
+    found = {path.relative_to(tmp_path / "alone").as_posix() for path in (tmp_path / "alone").glob("*/*")}
+    assert found == {
+        *(f"{TWO}/model.pt", f"{TWO}/card.json", TOKENIZER, "google-t5/t5-11b", GUARDRAIL),
+        "meta-llama/Llama-Guard-3-8B",
+    }
+
+
 @pytest.mark.parametrize(("size", "card"), [("2B", TWO), ("14B", FOURTEEN)])
 def test_the_released_defaults_make_a_guarded_jpeg_with_its_prompt_and_manifest(
     run_here: Run, here: Path, size: str, card: str
@@ -257,8 +266,8 @@ def test_two_replicas_share_a_batch_whose_bad_entries_the_first_rank_alone_found
     (here / "taken.jpg").mkdir()
     entries = [{"prompt": p, "output_image": str(here / f"{p[-1]}.png")} for p in ("a", "a b", "a c")]
     entries.append({"prompt": "d", "output_image": str(here / "taken.jpg")})
-    (here / "b.json").write_text(json.dumps(entries))
-    argv = [*SMALL, *PLAIN, "--batch_input_json", str(here / "b.json"), "--replicas", "2"]
+    (here / "batch.json").write_text(json.dumps(entries))
+    argv = [*SMALL, *PLAIN, "--batch_input_json", str(here / "batch.json"), "--replicas", "2"]
     ranks = launcher.wait_for(
         launcher.start_ranks(2, TEXT2IMAGE, *argv, "--checkpoint_dir", str(checkpoints)), timeout=120
     )
@@ -325,7 +334,7 @@ def test_a_converted_network_makes_the_same_image(
     ("flags", "says"),
     [
         (["--dit_path", "nowhere.pt"], "--dit_path nowhere.pt does not exist"),
-        (["--dit_path", VIDEO_TWO], "model.pt"),
+        (["--dit_path", VIDEO_TWO], "and a Text2Image network of 4 layers, width 128"),
         (["--checkpoint_dir", "nowhere"], "--checkpoint_dir nowhere is no folder"),
         (["--height", "40"], "--height 40 does not fit"),
         (["--save_path", "a.mp4"], "--save_path a.mp4 must end in .jpg or .jpeg or .png"),

@@ -73,6 +73,14 @@ def test_an_entry_never_replaces_the_image_of_another_nor_the_files_beside_it(
     assert str(bad) == f"entry 2: {Path(second)} and what lies beside it are those of entry 1"
 
 
+def test_an_entry_whose_manifest_would_replace_the_batch_file_is_bad(tmp_path: Path) -> None:
+    image = str(tmp_path / "batch.png")
+    batch = batch_of(tmp_path, {"prompt": "x", "output_image": image}, {"prompt": "y"})
+    assert [str(line) for line in batch.bad_lines] == [
+        f"entry 1: what lies beside {image} would replace {tmp_path / 'batch.json'}"
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
