@@ -98,11 +98,13 @@ def _manifest(image: Path) -> dict[str, Any]:
 
 
 def test_a_stand_in_of_it_alone_is_all_that_it_needs(tmp_path: Path) -> None:
-    write_standin([find_card(TWO)], tmp_path / "alone", seed=0, layout="folder")
-    found = {path.relative_to(tmp_path / "alone").as_posix() for path in (tmp_path / "alone").glob("*/*")}
-    assert found == {
-        *(f"{TWO}/model.pt", f"{TWO}/card.json", TOKENIZER, "google-t5/t5-11b", GUARDRAIL),
-        "meta-llama/Llama-Guard-3-8B",
+    write_standin([find_card(TWO)], tmp_path / "home", seed=0, layout="hub")
+    assert {folder.name for folder in (tmp_path / "home/hub").iterdir()} == {
+        f"models--{repository.replace('/', '--')}"
+        for repository in (
+            *(f"nvidia/{TWO}", TOKENIZER, "google-t5/t5-11b", GUARDRAIL),
+            "meta-llama/Llama-Guard-3-8B",
+        )
     }
 
 
