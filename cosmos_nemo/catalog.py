@@ -22,6 +22,8 @@ class Task(Enum):
     """Goes on from the last frames of an image or a video."""
     WORLD_INTERPOLATOR = "world_interpolator"
     """Fills in frames between those of a video."""
+    TEXT2IMAGE = "text2image"
+    """A video of a single frame, which is written as an image."""
 
 
 class CatalogError(ValueError):
@@ -183,7 +185,7 @@ class ModelCard:
     sources: Sources
     upsampler: LanguageShape = LanguageShape()
     vision: VisionShape = VisionShape()
-    """Of the upsampler, where it looks at images: for every task but TEXT2WORLD."""
+    """Of the upsampler, where it looks at images: see `starts_from_frames`."""
     sampler: str = "RES"
     num_steps: int = 35
     guidance: float = 7.0
@@ -195,6 +197,11 @@ class ModelCard:
     def num_branches(self) -> int:
         """Network calls a step at the card's own guidance; see Text2WorldRequest.num_branches."""
         return 1 if self.guidance in (0.0, -1.0) else 2
+
+    @property
+    def starts_from_frames(self) -> bool:
+        """Whether it is given frames: then the tokenizer encodes too, and the upsampler looks at them."""
+        return self.task in (Task.VIDEO2WORLD, Task.WORLD_INTERPOLATOR)
 
     def latent_frames(self, num_frames: int) -> int:
         """Of one clip of so many video frames. An interpolator's last one is a latent frame of its own."""
@@ -375,6 +382,24 @@ _PREDICT2 = tuple(
         *(_predict2_variant(card, resolution, fps) for resolution in ("480p", "720p") for fps in (10, 16)),
     )
 )
+
+
+def _predict2_image(card: ModelCard, size: str) -> ModelCard:
+    """The Text2Image of a Video2World of Predict2: no given frames, and angles of its own."""
+    name = f"Cosmos-Predict2-{size}-Text2Image"
+    return replace(
+        card,
+        name=name,
+        task=Task.TEXT2IMAGE,
+        network=replace(card.network, takes_given_mask=False, rope_ratios_THW=(1.0, 4.0, 4.0)),
+        video=VideoLimits(height=768, width=1360, fps=16, num_frames=1, min_frames=1, max_frames=1),
+        guidance=4.0,
+        seed=0,
+        sources=replace(card.sources, weights=f"nvidia/{name}", weights_files=(), upsampler=""),
+    )
+
+
+_TEXT2IMAGE = (_predict2_image(_PREDICT2_2B, "2B"), _predict2_image(_PREDICT2_14B, "14B"))
 _LARGEST_480P = 500_000
 """Pixels of a frame: those of 480p have up to 332,000, those of 720p at least 676,000."""
 
@@ -442,6 +467,7 @@ CARDS = {
         *(_TEXT2WORLD_7B, _TEXT2WORLD_14B, _VIDEO2WORLD_7B, _VIDEO2WORLD_14B),
         *_PREDICT1,
         *_PREDICT2,
+        *_TEXT2IMAGE,
         *(_NANO_TEXT2WORLD, _NANO_VIDEO2WORLD, _NANO_INTERPOLATOR, _NANO_PREDICT2),
     )
 }

@@ -77,7 +77,7 @@ def _pasts(job: Job) -> list[Past]:
 
 
 def _tell_pasts(job: Job, pasts: list[Past], tell: Tell) -> None:
-    for line in past_lines(pasts, job.request.video_path.parent):
+    for line in past_lines(pasts, job.folder, made=job.request.made):
         tell(line)
     for request, past in zip(job.requests, pasts, strict=True):
         if past is Past.BLOCKED:

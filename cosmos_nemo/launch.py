@@ -5,6 +5,7 @@ Exit status: 0 everything written, 2 a bad request, flag or checkpoint, 3 a guar
 130 interrupted, 143 terminated while writing, 1 anything else, a bad line of a batch file among it.
 """
 
+import functools
 import os
 import re
 import sys
@@ -58,7 +59,8 @@ def run(
     environ: Mapping[str, str] = os.environ,
 ) -> int:
     """The exit status of an inference door on this rank; arguments as of run_ranks."""
-    return run_ranks(parse, num_ranks=_num_ranks, serve=_serve, flag_names=flag_names, environ=environ)
+    serve = functools.partial(_serve, flag_names=flag_names)
+    return run_ranks(parse, num_ranks=_num_ranks, serve=serve, flag_names=flag_names, environ=environ)
 
 
 def run_ranks(
@@ -187,18 +189,24 @@ def _status_and_text(error: Exception, ranks: Ranks) -> tuple[int, str]:
     return _FAILED, f"rank {ranks.rank} failed:\n{traceback.format_exc()}"
 
 
-def _serve(invocation: Invocation, company: "Company", environ: Mapping[str, str]) -> int:
+def _serve(
+    invocation: Invocation,
+    company: "Company",
+    environ: Mapping[str, str],
+    *,
+    flag_names: Mapping[str, str] = _THE_SAME,
+) -> int:
     from cosmos_nemo.job import describe, prepare
 
     job = prepare(invocation, ranks=company.ranks, environ=environ)
     if not invocation.dry_run:
-        return _make(job, company)
+        return _make(job, company, flag_names=flag_names)
     if company.ranks.rank == 0:
-        print(describe(job))
+        print(in_own_names(describe(job), flag_names))
     return 0
 
 
-def _make(job: "Job", company: "Company") -> int:
+def _make(job: "Job", company: "Company", *, flag_names: Mapping[str, str]) -> int:
     from cosmos_nemo.items import make_items
     from cosmos_nemo.job.describe import remarks
     from cosmos_nemo.job.stages import pipeline_of
@@ -212,7 +220,7 @@ def _make(job: "Job", company: "Company") -> int:
     if groups.rank == 0:
         print(f"{job.card.name} on {job.plan.num_ranks} rank(s): {job.plan}; back end {job.backend.name}")
         for line in remarks(job):
-            print(line)
+            print(in_own_names(line, flag_names))
     tally = make_items(
         job,
         pipeline_of(job, groups),
@@ -224,7 +232,7 @@ def _make(job: "Job", company: "Company") -> int:
     )
     if groups.rank == 0 and job.is_batch:
         print(
-            f"{tally.made} videos made, {tally.found} were there, {tally.blocked} blocked, "
+            f"{tally.made} {job.request.made}s made, {tally.found} were there, {tally.blocked} blocked, "
             f"{tally.failed} failed, {len(job.bad_lines)} bad lines"
         )
     return _FAILED if job.bad_lines or tally.failed else _BLOCKED if tally.blocked else 0
@@ -281,8 +289,10 @@ class Complain:
 
     def __call__(self, what: object) -> None:
         text = f"{type(what).__name__}: {what}" if isinstance(what, Exception) else str(what)
-        sys.stderr.write(f"{_FLAG.sub(self._own_name, text).rstrip()}\n")
+        sys.stderr.write(f"{in_own_names(text, self.flag_names).rstrip()}\n")
         sys.stderr.flush()
 
-    def _own_name(self, found: re.Match[str]) -> str:
-        return self.flag_names.get(found[0], found[0])
+
+def in_own_names(text: str, flag_names: Mapping[str, str]) -> str:
+    """`text` with the names that a door has for the flags of general.py in it."""
+    return _FLAG.sub(lambda found: flag_names.get(found[0], found[0]), text)

@@ -89,6 +89,7 @@ _ORDER_WITH_GIVEN_FRAMES = (
     "video_guard",
 )
 """The tokenizer encodes first. That takes less than its decoding later, for which its work is predicted."""
+_ORDER_WITHOUT_UPSAMPLER = tuple(name for name in dict.fromkeys(ORDER) if name != "upsampler")
 _OFFLOAD_NAME = {
     "text_guard": "guardrails",
     "upsampler": "prompt_upsampler",
@@ -199,7 +200,9 @@ def stage_memory(
 
 def order_of(card: ModelCard) -> tuple[str, ...]:
     """The stages of one of the card's videos, as they are entered."""
-    return ORDER if card.task is Task.TEXT2WORLD else _ORDER_WITH_GIVEN_FRAMES
+    if card.starts_from_frames:
+        return _ORDER_WITH_GIVEN_FRAMES
+    return _ORDER_WITHOUT_UPSAMPLER if card.task is Task.TEXT2IMAGE else ORDER
 
 
 def peak(
@@ -328,7 +331,7 @@ def _tokenizer(card: ModelCard, latent_THW: tuple[int, int, int]) -> StageMemory
     at_once = frames if frames < 2 else 2 + frames % 2
     scores = _COPIES_OF_SCORES * at_once * (rows * columns) ** 2 * _BFLOAT16
     middle = cells * channels * _MIDDLE_GIB_PER_LATENT_FRAME * frames * GIB + scores
-    encoder = 0 if card.task is Task.TEXT2WORLD else _TOKENIZER_ENCODER
+    encoder = _TOKENIZER_ENCODER if card.starts_from_frames else 0
     weights = int((encoder + _TOKENIZER_DECODER) * channels**2) * _BFLOAT16
     return StageMemory("tokenizer", weights, int(max(cells * channels * pieces * GIB, middle)))
 

@@ -6,6 +6,7 @@ Standard library only. Flag names in the messages are those of the doors.
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from cosmos_nemo.catalog import ModelCard
 
@@ -25,6 +26,7 @@ SAMPLER_NAMES = ("RES", "RES-1euler", "RES-2mid", "EDM")
 OFFLOADABLE = ("prompt_upsampler", "guardrails", "text_encoder", "denoise", "tokenizer")
 """In the order in which they are first used; "guardrails" are both guards."""
 VIDEO_SUFFIXES = (".mp4", ".npy")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _MAX_CHUNKS = 50
 _MAX_PAIRS = 500
 """Whose frames, of 1280 x 704 pixels, take 12 GB of host memory."""
@@ -72,6 +74,9 @@ class Setup:
 class Text2WorldRequest:
     """One video. Sizes in pixels and frames; `guidance` g weighs cond + g * (cond - uncond)."""
 
+    made: ClassVar[str] = "video"
+    suffixes: ClassVar[tuple[str, ...]] = VIDEO_SUFFIXES
+    """Of `video_path`."""
     prompt: str
     negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
     subject_name: str = ""
@@ -153,6 +158,15 @@ class InterpolationRequest(Text2WorldRequest):
 VisualRequest = Video2WorldRequest | InterpolationRequest
 
 
+@dataclass(frozen=True, kw_only=True)
+class Text2ImageRequest(Text2WorldRequest):
+    """One image. It has no rate: `fps` is the card's, and nothing is made of it."""
+
+    made: ClassVar[str] = "image"
+    suffixes: ClassVar[tuple[str, ...]] = IMAGE_SUFFIXES
+    num_frames: int = 1
+
+
 def validate_setup(setup: Setup) -> None:
     """RequestError for a value that no machine could serve."""
     _one_of("--backend", setup.backend, BACKENDS)
@@ -175,7 +189,7 @@ def validate_request(request: Text2WorldRequest, card: ModelCard, *, prompt_is_m
     prompt_is_made: an upsampler describes the visual input, and no prompt is needed.
     """
     if not request.prompt.strip() and not prompt_is_made:
-        raise RequestError("--prompt is empty. Describe the video to make.")
+        raise RequestError(f"--prompt is empty. Describe the {request.made} to make.")
     for flag, text in (
         ("--prompt", request.prompt),
         ("--negative_prompt", request.negative_prompt),
@@ -199,10 +213,10 @@ def validate_request(request: Text2WorldRequest, card: ModelCard, *, prompt_is_m
         _given_frames("--num_overlap_frames", request.num_overlap_frames, request, card)
     if isinstance(request, InterpolationRequest):
         _interpolation(request)
-    if request.video_path.suffix.lower() not in VIDEO_SUFFIXES:
+    if request.video_path.suffix.lower() not in request.suffixes:
         raise RequestError(
-            f"--video_save_path {request.video_path} must end in {' or '.join(VIDEO_SUFFIXES)}, "
-            f"e.g. {request.video_path / 'video.mp4'}."
+            f"--video_save_path {request.video_path} must end in {' or '.join(request.suffixes)}, "
+            f"e.g. {request.video_path / (request.made + request.suffixes[0])}."
         )
 
 

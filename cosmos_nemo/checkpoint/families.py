@@ -66,7 +66,7 @@ SIZES = tuple(dict.fromkeys(size for family in FAMILIES.values() for size in fam
 TYPES = tuple(dict.fromkeys(kind for family in FAMILIES.values() for kind in family.types))
 INFERENCE_RUNS = {
     "predict1": ("Text2World", "Video2World", "WorldInterpolator"),
-    "predict2": ("Video2World",),
+    "predict2": ("Text2Image", "Video2World"),
 }
 """The types that this package can run; what else is fetched waits for its pipeline."""
 

@@ -73,8 +73,9 @@ def describe(shape: DiTShape) -> str:
     sizes = f"{shape.num_layers} layers, width {shape.hidden_size}"
     if same_sizes(shape, card.network):
         return f"{card.name} ({sizes})"
-    kind = "a Video2World network" if shape.takes_given_mask else "a Text2World network"
-    return f"{kind} of {sizes}, {shape.num_heads} heads, text width {shape.text_dim}"
+    without_mask = "Text2Image" if shape.family is Family.PREDICT2 else "Text2World"
+    kind = "Video2World" if shape.takes_given_mask else without_mask
+    return f"a {kind} network of {sizes}, {shape.num_heads} heads, text width {shape.text_dim}"
 
 
 def _differences(one: DiTShape, other: DiTShape) -> list[str]:

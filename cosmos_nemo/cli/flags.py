@@ -44,7 +44,8 @@ _OF_SOME_DOORS = {
     "--frame_index_start": _INTERPOLATOR,
     "--num_frame_pairs": _INTERPOLATOR,
     "--draw_condition_noise": _INTERPOLATOR,
-    "--load_ema": f"{_VIDEO2WORLD} and general.py",
+    "--load_ema": f"{_VIDEO2WORLD}, text2image.py and general.py",
+    "--aspect_ratio": "text2image.py (here: --height and --width)",
 }
 """Flags that a person may expect of every door."""
 PREDICT1_NAMES = {
@@ -55,8 +56,23 @@ PREDICT1_NAMES = {
     "--conditioned_image_or_video_path": ("--input_image_or_video_path",),
 }
 """What Predict1's scripts call flags of general.py."""
-_OTHER_NAMES = PREDICT1_NAMES | {
-    own: (generals,) for generals, names in PREDICT1_NAMES.items() for own in names
+TEXT2IMAGE_NAMES = {
+    "--num_devices": ("--num_gpus",),
+    "--cosmos_assets_dir": ("--checkpoint_dir",),
+    "--nemo_checkpoint": ("--dit_path",),
+    "--model": ("--model_size",),
+    "--video_save_path": ("--save_path",),
+    "--batch_input_path": ("--batch_input_json",),
+}
+"""What Predict2's text2image.py calls them."""
+_OTHER_NAMES = {
+    generals: (*PREDICT1_NAMES.get(generals, ()), *TEXT2IMAGE_NAMES.get(generals, ()))
+    for generals in PREDICT1_NAMES | TEXT2IMAGE_NAMES
+} | {
+    own: (generals, *elsewhere.get(generals, ()))
+    for here, elsewhere in ((PREDICT1_NAMES, TEXT2IMAGE_NAMES), (TEXT2IMAGE_NAMES, PREDICT1_NAMES))
+    for generals, names in here.items()
+    for own in names
 }
 
 
@@ -66,7 +82,7 @@ def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argpars
     own_flags = set(re.findall(r"--\w+", parser.format_usage()))
     for word in unknown:
         flag = word.partition("=")[0]
-        if here := [name for name in _OTHER_NAMES.get(flag, ()) if name in own_flags]:
+        if here := [name for name in dict.fromkeys(_OTHER_NAMES.get(flag, ())) if name in own_flags]:
             raise RequestError(f"{parser.prog} has {' and '.join(here)} instead of {flag}.")
         if flag in _OF_SOME_DOORS:
             raise RequestError(f"{flag} is for {_OF_SOME_DOORS[flag]}, not for {parser.prog}. Leave it out.")
@@ -86,16 +102,7 @@ def add_video(
     group.add_argument(
         "--negative_prompt", default=DEFAULT_NEGATIVE_PROMPT, help='what to avoid; "" for none'
     )
-    group.add_argument(
-        "--guidance", type=float, default=None, help=f"g of cond + g (cond - uncond); {guidance}"
-    )
-    group.add_argument(
-        "--sampler", default=None, metavar="NAME", help=", ".join(SAMPLER_NAMES) + "; the model's own"
-    )
-    group.add_argument("--num_steps", type=float, default=None, help="sampling steps; 35")
-    group.add_argument(
-        "--seed", type=int, default=None, help=f"of the noise: the same video for the same seed; {seed}"
-    )
+    add_sampling(group, guidance=guidance, seed=seed)
     group.add_argument(
         "--height", type=int, default=None, help="pixels, a multiple of 16; the model's own, mostly 704"
     )
@@ -104,6 +111,20 @@ def add_video(
     )
     group.add_argument("--num_video_frames", type=int, default=None, help=num_frames)
     group.add_argument("--fps", type=int, default=None, help="frames per second; the model's own, mostly 24")
+
+
+def add_sampling(group: argparse._ArgumentGroup, *, guidance: str, seed: str, of: str = "video") -> None:
+    """How it is drawn; `of`: what is made."""
+    group.add_argument(
+        "--guidance", type=float, default=None, help=f"g of cond + g (cond - uncond); {guidance}"
+    )
+    group.add_argument(
+        "--sampler", default=None, metavar="NAME", help=", ".join(SAMPLER_NAMES) + "; the model's own"
+    )
+    group.add_argument("--num_steps", type=float, default=None, help="sampling steps; 35")
+    group.add_argument(
+        "--seed", type=int, default=None, help=f"of the noise: the same {of} for the same seed; {seed}"
+    )
 
 
 def add_batch(
@@ -128,13 +149,20 @@ def add_word_limit(group: argparse._ArgumentGroup) -> None:
 def add_prompt_models(group: argparse._ArgumentGroup) -> None:
     """Upsampler and guardrails, but for the flag that turns the upsampler on or off."""
     group.add_argument("--prompt_upsampler_dir", default="", help="the prompt upsampler's folder")
-    group.add_argument("--disable_guardrail", action="store_true", help="judge neither prompts nor videos")
+    add_guardrails(group)
+
+
+def add_guardrails(group: argparse._ArgumentGroup, *, of: str = "video") -> None:
+    """`of`: what is made."""
+    group.add_argument("--disable_guardrail", action="store_true", help=f"judge neither prompts nor {of}s")
     group.add_argument("--guardrail_dir", default="", help="the guardrails' folder")
     group.add_argument("--text_guard_dir", default="", help="Llama Guard's folder")
 
 
-def add_machine(group: argparse._ArgumentGroup, *, num_devices: str) -> None:
-    """`num_devices`: the door's name for the number of ranks."""
+def add_machine(
+    group: argparse._ArgumentGroup, *, num_devices: str, stages: Sequence[str] = OFFLOADABLE
+) -> None:
+    """`num_devices`: the door's name for the number of ranks; `stages`: those of its pipeline."""
     group.add_argument(f"--{num_devices}", type=int, default=None, help="ranks that take part; all")
     group.add_argument(
         "--cp_size", type=int, default=None, help="context parallel ranks; what the others leave"
@@ -153,9 +181,10 @@ def add_machine(group: argparse._ArgumentGroup, *, num_devices: str) -> None:
         "--offload",
         default="",
         metavar="STAGE,...",
-        help=f"park between uses: all, or some of {', '.join(OFFLOADABLE)}",
+        help=f"park between uses: all, or some of {', '.join(stages)}",
     )
-    for stage, flag in _OFFLOAD_FLAGS.items():
+    for stage in stages:
+        flag = _OFFLOAD_FLAGS[stage]
         group.add_argument(f"--{flag}", action="store_true", help=f"the same as --offload {stage}")
     group.add_argument(
         "--text_encoder_dtype",
@@ -179,7 +208,8 @@ def offloaded(flags: argparse.Namespace) -> frozenset[str]:
     named = {name.strip() for name in flags.offload.split(",")} - {""}
     if "all" in named:
         named = (named - {"all"}) | set(OFFLOADABLE)
-    return frozenset(named | {stage for stage, flag in _OFFLOAD_FLAGS.items() if getattr(flags, flag)})
+    flagged = {stage for stage, flag in _OFFLOAD_FLAGS.items() if getattr(flags, flag, False)}
+    return frozenset(named | flagged)
 
 
 def check_effects(flags: argparse.Namespace, *, upsamples: bool, visual_flag: str | None = None) -> None:
@@ -203,9 +233,7 @@ def check_effects(flags: argparse.Namespace, *, upsamples: bool, visual_flag: st
             f"{visual_flag} is missing. Name the file to start from, or pass --batch_input_path FILE."
         )
     if flags.prompt is None and not (upsamples and visual_flag is not None):
-        raise RequestError(
-            "--prompt is missing. Describe the video to make, or pass --batch_input_path FILE."
-        )
+        raise RequestError("--prompt is missing. Describe what to make, or pass --batch_input_path FILE.")
 
 
 def _check_prompt_models(flags: argparse.Namespace, *, upsamples: bool) -> None:

@@ -41,7 +41,7 @@ def find_model(flags: argparse.Namespace, *, task: Task) -> tuple[ModelCard, Set
 
     CatalogError if there is no such card, RequestError if another door serves it.
     """
-    checkpoints = _checkpoints(flags.checkpoint_dir)
+    checkpoints = checkpoints_in(flags.checkpoint_dir)
     weights = Path(flags.diffusion_transformer_dir or flags.model or flags.default_model)
     card = find_card(flags.model) if flags.model else _card_called_as(weights, inside=checkpoints)
     check_task(card, task)
@@ -55,6 +55,13 @@ def find_model(flags: argparse.Namespace, *, task: Task) -> tuple[ModelCard, Set
         text_encoder_dir=path_of(flags.text_encoder_dir),
     )
     return card, setup
+
+
+def checkpoints_in(given: str | None) -> Path | None:
+    """The folder of all models. The default one may be missing: then they are looked for on the hub."""
+    if given is not None:
+        return Path(given)
+    return Path(_CHECKPOINTS) if Path(_CHECKPOINTS).is_dir() else None
 
 
 def video_path(flags: argparse.Namespace) -> Path:
@@ -127,13 +134,6 @@ def _card_called_as(weights: Path, *, inside: Path | None) -> ModelCard:
             f"network has. {nearest_names(name)}"
         )
     return CARDS[name]
-
-
-def _checkpoints(given: str | None) -> Path | None:
-    """The folder of all models. The default one may be missing: then they are looked for on the hub."""
-    if given is not None:
-        return Path(given)
-    return Path(_CHECKPOINTS) if Path(_CHECKPOINTS).is_dir() else None
 
 
 def _checkpoint(weights: Path, *, card_name: str, inside: Path | None) -> Path | None:

@@ -22,7 +22,7 @@ def setup_of(flags: argparse.Namespace, *, model: str, upsamples: bool, **own: A
         word_limit=Setup.word_limit if limit is None else limit,
         guardrails=not flags.disable_guardrail,
         tokenizer_dir=path_of(flags.tokenizer_dir),
-        upsampler_dir=path_of(flags.prompt_upsampler_dir),
+        upsampler_dir=path_of(getattr(flags, "prompt_upsampler_dir", "")),
         guardrail_dir=path_of(flags.guardrail_dir),
         text_guard_dir=path_of(flags.text_guard_dir),
         replicas=1 if flags.replicas is None else flags.replicas,

@@ -9,7 +9,7 @@ from typing import Any
 
 from cosmos_nemo.request import RequestError, Text2WorldRequest, VisualRequest
 
-_FIELDS: dict[str, type] = {"prompt": str, "negative_prompt": str, "seed": int}
+FIELDS: dict[str, type] = {"prompt": str, "negative_prompt": str, "seed": int}
 """What a line may say of its video; everything else comes from the flags."""
 _VISUAL_INPUT = "visual_input"
 """A field more where worlds start from one; elsewhere passed over in silence: the released batch files serve
@@ -27,13 +27,14 @@ _OTHER_MARKS = (
 
 @dataclass(frozen=True, kw_only=True)
 class BadLine:
-    """A line of which no video can be made; `number` counts from 1."""
+    """A line, or an entry of a list, of which nothing can be made; `number` counts from 1."""
 
     number: int
     reason: str
+    unit: str = "line"
 
     def __str__(self) -> str:
-        return f"line {self.number}: {self.reason}"
+        return f"{self.unit} {self.number}: {self.reason}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,22 +62,22 @@ def read_batch(
     The video of line n is `folder`/(n - 1).mp4, whatever the other lines hold, as in the released scripts;
     empty lines make none. RequestError if the file cannot be read or holds no good line.
     """
-    kinds = _FIELDS | ({_VISUAL_INPUT: str} if isinstance(template, VisualRequest) else {})
+    kinds = FIELDS | ({_VISUAL_INPUT: str} if isinstance(template, VisualRequest) else {})
     needed = [name for name in (_VISUAL_INPUT, "prompt") if name in kinds]
     if prompt_is_made:
         needed.remove("prompt")
     requests, bad, passed_over = [], [], set()
-    for number, content in enumerate(_lines(path), start=1):
+    for number, content in enumerate(read_bytes(path).split(b"\n"), start=1):
         try:
             line = _decoded(content)
             if not line.strip():
                 continue
             record = _record(line, needed)
-            fields = _fields(record, kinds, needed)
+            fields = fields_of(record, kinds, needed)
         except ValueError as error:
             bad.append(BadLine(number=number, reason=str(error)))
             continue
-        passed_over |= record.keys() - _FIELDS.keys() - {_VISUAL_INPUT}
+        passed_over |= record.keys() - FIELDS.keys() - {_VISUAL_INPUT}
         if prompt_is_made and not prompt_is_read and fields.get("prompt"):
             passed_over.add("prompt")
         requests.append(
@@ -89,7 +90,8 @@ def read_batch(
     return BatchFile(requests=tuple(requests), bad_lines=tuple(bad), passed_over=tuple(sorted(passed_over)))
 
 
-def _lines(path: Path) -> list[bytes]:
+def read_bytes(path: Path) -> bytes:
+    """The file without UTF-8's mark; RequestError if it cannot be read, or says that it is no UTF-8."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -97,7 +99,7 @@ def _lines(path: Path) -> list[bytes]:
     for name, marks in _OTHER_MARKS:
         if content.startswith(marks):
             raise RequestError(f"--batch_input_path {path} is {name}, not UTF-8. Save it as UTF-8.")
-    return content.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    return content.removeprefix(codecs.BOM_UTF8)
 
 
 def _decoded(line: bytes) -> str:
@@ -115,6 +117,11 @@ def _record(line: str, needed: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"it is no JSON ({error})") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    return checked(record, needed)
+
+
+def checked(record: object, needed: Sequence[str]) -> dict[str, Any]:
+    """`record`, unless it is no object with the fields that are needed: ValueError says so."""
     if not isinstance(record, dict):
         raise ValueError(
             f"it holds a {type(record).__name__}, not an object with a {needed[0].replace('_', ' ')}"
@@ -125,8 +132,8 @@ def _record(line: str, needed: Sequence[str]) -> dict[str, Any]:
     return record
 
 
-def _fields(record: dict[str, Any], kinds: Mapping[str, type], needed: Sequence[str]) -> dict[str, Any]:
-    """Those of `kinds`, in the types of a request."""
+def fields_of(record: dict[str, Any], kinds: Mapping[str, type], needed: Sequence[str]) -> dict[str, Any]:
+    """Those of `kinds`, in the types of a request; ValueError for one of another type, or an empty one."""
     fields = {name: record[name] for name in kinds if name in record}
     for name, value in fields.items():
         if type(value) is not kinds[name]:

@@ -8,6 +8,7 @@ from cosmos_nemo.pipelines.video2world import chunks_of
 from cosmos_nemo.request import (
     OFFLOADABLE,
     InterpolationRequest,
+    Text2ImageRequest,
     Video2WorldRequest,
     VisualRequest,
     latent_shape,
@@ -33,13 +34,12 @@ def describe(job: Job) -> str:
     calls = SAMPLERS[request.sampler].num_calls(request.num_steps)
     tokens = frames * (rows // patch) * (columns // patch)
     where = (
-        f"{len(job.requests)} videos in {request.video_path.parent}"
+        f"{len(job.requests)} {request.made}s{f' in {job.folder}' if job.folder is not None else ''}"
         if job.is_batch
         else f"to {request.video_path}"
     )
     lines = [
-        f"{job.card.name}: {_num_frames(job)} frames of {request.width} x {request.height} "
-        f"at {request.fps} fps, seed {request.seed}, {where}",
+        f"{job.card.name}: {_size(job)}, seed {request.seed}, {where}",
         *_given(job),
         f"latent {frames} x {rows} x {columns}, {tokens:,} tokens; {request.sampler}, "
         f"{request.num_steps} steps, guidance {request.guidance:g}: "
@@ -50,6 +50,14 @@ def describe(job: Job) -> str:
         path = job.files.found().get(name)
         lines.append(f"{_NAMES[name]}: {path or 'not here; a run would look for it on the hub'}")
     return "\n".join([*lines, *_memory(job), *_past(job), *remarks(job)])
+
+
+def _size(job: Job) -> str:
+    request = job.request
+    pixels = f"{request.width} x {request.height}"
+    if isinstance(request, Text2ImageRequest):
+        return f"an image of {pixels}"
+    return f"{_num_frames(job)} frames of {pixels} at {request.fps} fps"
 
 
 def _at_once(job: Job) -> int:
@@ -141,7 +149,7 @@ def _past(job: Job) -> list[str]:
     if not job.is_batch or any(name not in job.files.found() for name in job.needs):
         return []
     pasts = [past_of(request.video_path, job.item_of(request)) for request in job.requests]
-    return past_lines(pasts, job.request.video_path.parent)
+    return past_lines(pasts, job.folder, made=job.request.made)
 
 
 def _gib(num_bytes: int) -> str:

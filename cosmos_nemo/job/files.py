@@ -151,7 +151,7 @@ def _check_tokenizer(card: ModelCard, folder: Path) -> None:
         folder=folder,
         device=torch.device("cpu"),
         dtype=torch.float32,
-        parts=("decoder",) if card.task is Task.TEXT2WORLD else PARTS,
+        parts=PARTS if card.starts_from_frames else ("decoder",),
     )
     tokenizer.check()
     if card.task is not Task.WORLD_INTERPOLATOR or not isinstance(card.tokenizer, TokenizerShape):

@@ -15,7 +15,7 @@ from cosmos_nemo.job.files import Files, has_guardrails
 from cosmos_nemo.job.visual_inputs import VisualInput
 from cosmos_nemo.models.common.backend import Backend
 from cosmos_nemo.plan import Plan
-from cosmos_nemo.request import Setup, Text2WorldRequest, VisualRequest
+from cosmos_nemo.request import Setup, Text2ImageRequest, Text2WorldRequest, VisualRequest
 from cosmos_nemo.stages.item_error import ItemError
 from cosmos_nemo.stages.media import file_digest
 
@@ -58,6 +58,11 @@ class Job:
     def request(self) -> Text2WorldRequest:
         """The first one. All have its sizes, steps, sampler and guidance."""
         return self.requests[0]
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the videos of a batch go; None for images, of which each says where it goes."""
+        return None if isinstance(self.request, Text2ImageRequest) else self.request.video_path.parent
 
     @property
     def dtype(self) -> torch.dtype:

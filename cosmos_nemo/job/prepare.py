@@ -13,6 +13,7 @@ from cosmos_nemo.checkpoint.reader import CheckpointError
 from cosmos_nemo.cli import Invocation
 from cosmos_nemo.job.batch_file import BadLine, BatchFile, read_batch
 from cosmos_nemo.job.files import card_with_files, check_files, find_files, identities, needs_of
+from cosmos_nemo.job.image_batch import read_image_batch
 from cosmos_nemo.job.job import Job
 from cosmos_nemo.job.visual_inputs import VisualInputs
 from cosmos_nemo.models.common.backend import BackendError, choose_backend
@@ -22,6 +23,7 @@ from cosmos_nemo.request import (
     InterpolationRequest,
     RequestError,
     Setup,
+    Text2ImageRequest,
     Text2WorldRequest,
     Video2WorldRequest,
     VisualRequest,
@@ -39,6 +41,7 @@ _REQUESTS = {
     Task.TEXT2WORLD: Text2WorldRequest,
     Task.VIDEO2WORLD: Video2WorldRequest,
     Task.WORLD_INTERPOLATOR: InterpolationRequest,
+    Task.TEXT2IMAGE: Text2ImageRequest,
 }
 
 
@@ -58,7 +61,7 @@ def prepare(invocation: Invocation, *, ranks: Ranks, environ: Mapping[str, str])
     _serveable(asked, card_with_files(card, files), setup)
     backend = choose_backend(setup.backend, environ)
     if ranks.rank == 0:
-        check_writable(asked.requests[0].video_path)
+        asked = _writable(asked)
     _plan(card_with_files(card, files), setup, asked, ranks, pretend=invocation.dry_run)
     visual_inputs = VisualInputs(asked.requests)
     if ranks.rank == 0:
@@ -93,6 +96,8 @@ def _asked(invocation: Invocation) -> BatchFile:
     """The lines of the batch file, or the one request as if it were such a line."""
     if invocation.batch is None:
         return BatchFile(requests=(invocation.request,))
+    if isinstance(invocation.request, Text2ImageRequest):
+        return read_image_batch(invocation.batch.path, template=invocation.request)
     return read_batch(
         invocation.batch.path,
         template=invocation.request,
@@ -132,6 +137,14 @@ def _serveable(asked: BatchFile, card: ModelCard, setup: Setup) -> BatchFile:
     return _judged(asked, check)
 
 
+def _writable(asked: BatchFile) -> BatchFile:
+    """What can be written where it goes. The videos of a batch go into one folder, images anywhere."""
+    if isinstance(asked.requests[0], Text2ImageRequest):
+        return _judged(asked, lambda request: check_writable(request.video_path))
+    check_writable(asked.requests[0].video_path)
+    return asked
+
+
 def _judged(asked: BatchFile, check: Callable[[Text2WorldRequest], None]) -> BatchFile:
     """What `check` does not refuse, the rest as bad lines; RequestError if that is nothing."""
     good, bad = [], []
@@ -142,7 +155,8 @@ def _judged(asked: BatchFile, check: Callable[[Text2WorldRequest], None]) -> Bat
         except RequestError as error:
             if request.line_number is None:
                 raise
-            bad.append(BadLine(number=request.line_number, reason=str(error)))
+            unit = "entry" if isinstance(request, Text2ImageRequest) else BadLine.unit
+            bad.append(BadLine(number=request.line_number, reason=str(error), unit=unit))
     if not good:
         raise RequestError(bad[0].reason)
     bad_lines = sorted([*asked.bad_lines, *bad], key=lambda line: line.number)

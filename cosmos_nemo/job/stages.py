@@ -28,6 +28,7 @@ _PIPELINES: dict[Task, type[Pipeline[Any, Any]]] = {
     Task.TEXT2WORLD: Text2World,
     Task.VIDEO2WORLD: Video2World,
     Task.WORLD_INTERPOLATOR: WorldInterpolator,
+    Task.TEXT2IMAGE: Text2World,
 }
 
 
@@ -113,7 +114,7 @@ def tokenizer_stage(job: Job) -> AnyTokenizer:
         dtype=job.dtype,
         offload="tokenizer" in job.setup.offload,
         prefetches=_prefetches(job),
-        parts=("decoder",) if job.card.task is Task.TEXT2WORLD else ("encoder", "decoder"),
+        parts=("encoder", "decoder") if job.card.starts_from_frames else ("decoder",),
     )
 
 

@@ -10,7 +10,7 @@ from cosmos_nemo.stages.prompt_upsampler import PromptUpsampler
 
 
 class Text2World(Pipeline[Text2WorldRequest, PromptUpsampler]):
-    """A video of what a prompt says."""
+    """A video of what a prompt says; of a Text2Image, which makes a single frame, an image."""
 
     def make(self, request: Text2WorldRequest, *, on_progress: OnProgress) -> Video | None:
         prompt = rank_zero(lambda: self._prepare(request), self.ranks)

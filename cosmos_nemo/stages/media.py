@@ -1,4 +1,4 @@
-"""Writing a video and what belongs beside it, whole or not at all."""
+"""Writing a video or an image and what belongs beside it, whole or not at all."""
 
 import fcntl
 import hashlib
@@ -14,16 +14,21 @@ from typing import Any
 
 from torch import Tensor
 
-from cosmos_nemo.request import RequestError
+from cosmos_nemo.request import IMAGE_SUFFIXES, VIDEO_SUFFIXES, RequestError
 
 _QUALITY = 5
 """imageio's 0..10; the released scripts write with 5."""
+_JPEG_QUALITY = 85
+"""PIL's 0..95, as released."""
+_ENDINGS = "|".join(suffix[1:] for suffix in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES, ".txt", ".json"))
 
 
 def check_writable(path: Path) -> None:
-    """RequestError unless a video can be written at `path`; writes nothing. Before any weight is read."""
+    """RequestError unless a video or image can be written at `path`; writes nothing. Before any weight is
+    read."""
     if path.is_dir():
-        raise RequestError(f"--video_save_path {path} is a folder. Pass {path / 'video.mp4'}.")
+        name = "image.jpg" if _is_image(path) else "video.mp4"
+        raise RequestError(f"--video_save_path {path} is a folder. Pass {path / name}.")
     existing = next(folder for folder in path.absolute().parents if folder.exists())
     try:
         # Not os.access, which tells root that it may write anywhere.
@@ -40,22 +45,25 @@ def check_writable(path: Path) -> None:
 def write_video(
     frames_THWC: Tensor, path: Path, *, fps: int, prompt: str, manifest: Mapping[str, Any]
 ) -> None:
-    """Writes `path` (.mp4 by ffmpeg, or .npy), its prompt as .txt, its manifest as .json; makes the folder.
+    """Writes `path` (.mp4 by ffmpeg, .npy, or a single frame as .jpg or .png), its prompt as .txt, its
+    manifest as .json; makes the folder.
 
     frames: uint8 0..255. All three appear under their names only when all are complete, the video last, and
     are of one call even when several processes write the same names. What a killed process left of the same
-    video goes. The manifest gets the digest of the video's file, `video_sha256`. OSError if the disk is full.
+    video goes. The manifest gets the digest of the video's file under the name of digest_field. OSError
+    if the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
-    write_frames = _write_npy if path.suffix.lower() == ".npy" else _write_mp4
+    is_array = path.suffix.lower() == ".npy"
+    write_frames = _write_npy if is_array else _write_image if _is_image(path) else _write_mp4
     with _renamed_together(path.parent) as temporary:
         prompt_path = temporary(path.with_suffix(".txt"))
         manifest_path = temporary(path.with_suffix(".json"))
         video_path = temporary(path)
         prompt_path.write_text(prompt, encoding="utf-8")
         write_frames(frames_THWC, video_path, fps)
-        _write_json(manifest_path, {**manifest, "video_sha256": file_digest(video_path)})
+        _write_json(manifest_path, {**manifest, digest_field(path): file_digest(video_path)})
     blocked_path(path).unlink(missing_ok=True)
 
 
@@ -90,11 +98,16 @@ def remove_leftovers(path: Path) -> None:
     """
     if not path.parent.is_dir():
         return
-    part = re.compile(rf"\.{re.escape(path.stem)}(\.blocked)?\.[0-9a-f]{{8}}\.part\.(mp4|npy|txt|json)", re.I)
+    part = re.compile(rf"\.{re.escape(path.stem)}(\.blocked)?\.[0-9a-f]{{8}}\.part\.({_ENDINGS})", re.I)
     with _locked(path.parent):
         for found in path.parent.iterdir():
             if part.fullmatch(found.name) and _is_dead(found):
                 found.unlink(missing_ok=True)
+
+
+def digest_field(path: Path) -> str:
+    """The name that a manifest has for the digest of the file `path`."""
+    return "image_sha256" if _is_image(path) else "video_sha256"
 
 
 def file_digest(path: Path) -> str:
@@ -199,6 +212,18 @@ def _write_npy(frames_THWC: Tensor, path: Path, fps: int) -> None:
 
     with path.open("wb") as file:
         numpy.save(file, frames_THWC.numpy())
+
+
+def _write_image(frames_THWC: Tensor, path: Path, fps: int) -> None:
+    from PIL import Image
+
+    [frame_HWC] = frames_THWC
+    format_, options = ("PNG", {}) if path.suffix.lower() == ".png" else ("JPEG", {"quality": _JPEG_QUALITY})
+    Image.fromarray(frame_HWC.numpy()).save(path, format=format_, **options)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _check_encoder(path: Path) -> None:

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 
-from cosmos_nemo.stages.media import blocked_path, file_digest, remove_leftovers, restore_prompt
+from cosmos_nemo.stages.media import (
+    blocked_path,
+    digest_field,
+    file_digest,
+    remove_leftovers,
+    restore_prompt,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +43,7 @@ def past_of(path: Path, item: str) -> Past:
     manifest = _manifest(path)
     if manifest.get("item") != item:
         return Past.OTHER
-    return Past.MADE if manifest.get("video_sha256") == file_digest(path) else Past.OPEN
+    return Past.MADE if manifest.get(digest_field(path)) == file_digest(path) else Past.OPEN
 
 
 def resume(path: Path, item: str) -> Past:
@@ -51,14 +57,14 @@ def resume(path: Path, item: str) -> Past:
     return past
 
 
-def past_lines(pasts: Sequence[Past], folder: Path) -> list[str]:
-    """What a person should know before the videos of a batch are made in `folder`."""
-    lines = []
-    if made := pasts.count(Past.MADE):
-        lines.append(f"{made} of {len(pasts)} videos are there already")
+def past_lines(pasts: Sequence[Past], folder: Path | None, *, made: str = "video") -> list[str]:
+    """What a person should know before the videos of a batch are made in `folder`, or where each says."""
+    lines, where = [], "" if folder is None else f" in {folder}"
+    if found := pasts.count(Past.MADE):
+        lines.append(f"{found} of {len(pasts)} {made}s are there already")
     if others := pasts.count(Past.OTHER):
         lines.append(
-            f"{others} of the {len(pasts)} videos in {folder} are of other requests and will be replaced"
+            f"{others} of the {len(pasts)} {made}s{where} are of other requests and will be replaced"
         )
     return lines
 

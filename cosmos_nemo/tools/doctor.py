@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cosmos_nemo.catalog import CARDS, NOT_ON_THE_HUB, CatalogError, DiTShape, ModelCard, find_card
+from cosmos_nemo.catalog import CARDS, NOT_ON_THE_HUB, CatalogError, DiTShape, ModelCard, Task, find_card
 from cosmos_nemo.memory import (
     DEVICE_OVERHEAD,
     GIB,
@@ -177,7 +177,8 @@ def _memory_lines(machine: Machine, group: Sequence[ModelCard]) -> Iterator[str]
     stages = _stages(card)
     for each in group:
         yield f"{each.name}, {_time(machine, each)}"
-    title, names = f"{video.num_frames} frames of {video.width} x {video.height}", _offload_names(stages)
+    frames = "1 image" if card.task is Task.TEXT2IMAGE else f"{video.num_frames} frames"
+    title, names = f"{frames} of {video.width} x {video.height}", _offload_names(stages)
     width = max(len(name) for name in (title, *names))
     yield f"  {title:<{width}}  GPU GiB  host GiB  on this machine"
     rows = list(zip(_offloads(stages), names, strict=True))

@@ -2,7 +2,7 @@
 
 import argparse
 
-from cosmos_nemo.catalog import CARDS
+from cosmos_nemo.catalog import CARDS, Task
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,9 +14,9 @@ def run(args: argparse.Namespace) -> int:
         video, network = card.video, card.network
         print(card.name)
         print(f"  {card.task.value}; {network.num_layers} layers of width {network.hidden_size}")
-        print(
-            f"  {video.num_frames} frames of {video.width} x {video.height} at {video.fps} fps; "
-            f"{card.sampler}, {card.num_steps} steps, guidance {card.guidance:g}"
-        )
+        frames = f"{video.num_frames} frames of {video.width} x {video.height} at {video.fps} fps"
+        if card.task is Task.TEXT2IMAGE:
+            frames = f"an image of {video.width} x {video.height}"
+        print(f"  {frames}; {card.sampler}, {card.num_steps} steps, guidance {card.guidance:g}")
         print(f"  {card.sources.weights}/{card.sources.weights_folder}".rstrip("/"))
     return 0

@@ -160,7 +160,7 @@ def _write_parts(card: ModelCard, root: Path, *, seed: int, layout: str) -> None
             functools.partial(write_text_encoder, text_dim=small.network.text_dim),
         ),
     ]
-    if card.network.family is Family.PREDICT2:
+    if card.sources.upsampler and card.network.family is Family.PREDICT2:
         parts.append((upsampler_of(card), write_refiner))
     elif card.sources.upsampler and card.task is Task.TEXT2WORLD:
         parts.append((upsampler_of(card), write_upsampler))

@@ -103,7 +103,7 @@ def test_the_names_of_predict1_are_those_of_the_released_scripts() -> None:
 
 
 COSMOS1_VIDEO = [card for card in of_task(Task.VIDEO2WORLD) if card.network.family is Family.COSMOS1]
-PREDICT2 = [card for card in CARDS.values() if card.network.family is Family.PREDICT2]
+PREDICT2 = [card for card in of_task(Task.VIDEO2WORLD) if card.name.startswith("Cosmos-Predict2")]
 
 
 @pytest.mark.parametrize(
@@ -122,6 +122,21 @@ def test_the_networks_of_predict2_are_those_of_the_release(
     assert {(card.sampler, card.guidance, card.num_steps, card.sigma_data) for card in cards} == {
         ("RES", 7.0, 35, 1.0)
     }
+
+
+@pytest.mark.parametrize("card", of_task(Task.TEXT2IMAGE), ids=lambda card: card.name)
+def test_a_text2image_is_the_network_of_its_video2world_without_given_frames(card: ModelCard) -> None:
+    video = CARDS[card.name.replace("Text2Image", "Video2World")]
+    assert card.network == replace(video.network, takes_given_mask=False, rope_ratios_THW=(1.0, 4.0, 4.0))
+    assert card.network.patch_dim == 68
+    assert (card.guidance, card.seed, card.num_steps, card.sigma_data) == (4.0, 0, 35, 1.0)
+    assert (card.sampler, card.tokenizer) == (video.sampler, video.tokenizer)
+    assert (card.video.width, card.video.height, card.video.num_frames) == (1360, 768, 1)
+    assert card.latent_frames(1) == 1 and not card.starts_from_frames
+    assert card.sources.weights == f"nvidia/{card.name}"
+    assert replace(card.sources, weights="") == replace(
+        video.sources, weights="", weights_files=(), upsampler=""
+    )
 
 
 @pytest.mark.parametrize("card", PREDICT2, ids=lambda card: card.name)
@@ -178,7 +193,8 @@ def test_an_interpolator_makes_clips_of_ten_frames_as_released(card: ModelCard) 
 
 def test_the_released_interpolator_draws_the_seed_that_its_script_never_passed_on() -> None:
     assert INTERPOLATOR.seed == 11
-    assert {card.seed for card in CARDS.values() if INTERPOLATOR.name not in card.name} == {1}
+    assert {card.seed for card in CARDS.values() if INTERPOLATOR.name not in card.name} == {1, 0}
+    assert {card.task for card in CARDS.values() if card.seed == 0} == {Task.TEXT2IMAGE}
 
 
 def test_the_last_frame_of_an_interpolators_clip_is_a_latent_frame_of_its_own() -> None:

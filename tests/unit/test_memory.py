@@ -202,6 +202,19 @@ def test_the_peaks_measured_of_the_published_rows_are_predicted(
     assert all(told > found - 0.1 for told, found in zip(predicted, measured, strict=True))
 
 
+def test_a_text2image_has_no_upsampler_and_its_videos_network_but_for_the_mask() -> None:
+    image, video = (CARDS[f"Cosmos-Predict2-2B-{kind}"] for kind in ("Text2Image", "Video2World"))
+    stages = {stage.name: stage for stage in stage_memory(image)}
+    assert list(stages) == ["text_guard", "text_encoder", "denoise", "tokenizer", "video_guard"]
+    of_video = {stage.name: stage for stage in stage_memory(video)}
+    mask = image.network.patch_size**2 * image.network.hidden_size * 2
+    assert of_video["denoise"].weights - stages["denoise"].weights == mask
+    assert stages["denoise"].work < of_video["denoise"].work / 10
+    assert [most for _, most in published_rows(image)] == sorted(
+        (most for _, most in published_rows(image)), reverse=True
+    )
+
+
 def test_predict2s_tokenizer_and_refiner_have_the_weights_of_their_files() -> None:
     from cosmos_nemo.checkpoint.wan_tokenizer_names import tensor_shapes as of_wan
 

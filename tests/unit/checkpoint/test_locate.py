@@ -482,7 +482,7 @@ def test_a_place_for_weights_of_ones_own_says_where_to_put_them(name: str, place
         locate(weights_of(CARDS[name]), **places)
 
 
-PREDICT2 = [card for name, card in CARDS.items() if name.startswith("Cosmos-Predict2")]
+PREDICT2 = [card for name, card in CARDS.items() if re.match("Cosmos-Predict2-.*-Video2World", name)]
 TWO = CARDS["Cosmos-Predict2-2B-Video2World"]
 REFINER, OTHER_REFINER = "nvidia/Cosmos-Reason1-7B", "Qwen/Qwen2.5-VL-7B-Instruct"
 EVERY_PREDICT2 = pytest.mark.parametrize("card", PREDICT2, ids=lambda card: card.name)
@@ -516,6 +516,18 @@ def test_predict2_needs_wans_tokenizer_and_a_refiner_that_sees(card: ModelCard) 
     repositories = [files.repository for files in downloads_of(card)]
     assert len(set(repositories)) == len(repositories) == 6
     assert "mistralai/Pixtral-12B-2409" not in repositories
+
+
+@pytest.mark.parametrize("size", ["2B", "14B"])
+def test_a_text2image_of_predict2_needs_no_refiner(size: str) -> None:
+    card = CARDS[f"Cosmos-Predict2-{size}-Text2Image"]
+    assert [files.repository for files in downloads_of(card)] == [
+        *(f"nvidia/{card.name}", "Wan-AI/Wan2.1-T2V-1.3B", "google-t5/t5-11b"),
+        *("nvidia/Cosmos-Guardrail1", "meta-llama/Llama-Guard-3-8B"),
+    ]
+    assert weights_of(card).needs == (("model.pt",),)
+    assert door_for(card.name).startswith(f"python download/diffusion.py --model_sizes {size}")
+    assert "--model_types Text2Image" in door_for(card.name)
 
 
 def test_the_refiner_may_be_another_model_that_is_named(places: dict[str, Path], tmp_path: Path) -> None:

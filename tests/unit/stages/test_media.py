@@ -11,10 +11,17 @@ import imageio
 import numpy
 import pytest
 import torch
+from PIL import Image
 
 from cosmos_nemo.request import RequestError
 from cosmos_nemo.stages import media
-from cosmos_nemo.stages.media import check_writable, remove_leftovers, write_blocked, write_video
+from cosmos_nemo.stages.media import (
+    check_writable,
+    file_digest,
+    remove_leftovers,
+    write_blocked,
+    write_video,
+)
 
 FRAMES = (torch.arange(9)[:, None, None, None] * 20 + torch.zeros(9, 32, 48, 3)).to(torch.uint8)
 
@@ -39,6 +46,43 @@ def test_prompt_and_manifest_lie_beside_the_video(tmp_path: Path) -> None:
 def test_npy_holds_the_exact_frames(tmp_path: Path) -> None:
     write_video(FRAMES, tmp_path / "a.npy", fps=24, prompt="", manifest={})
     assert numpy.array_equal(numpy.load(tmp_path / "a.npy"), FRAMES.numpy())
+
+
+@pytest.mark.parametrize(("name", "format_"), [("a.png", "PNG"), ("a.jpg", "JPEG"), ("a.JPEG", "JPEG")])
+def test_a_single_frame_is_written_as_an_image_of_the_kind_that_its_name_says(
+    tmp_path: Path, name: str, format_: str
+) -> None:
+    columns = torch.linspace(0, 255, 48).to(torch.uint8)
+    frame_THWC = torch.stack([columns, columns.flip(0), columns // 2], dim=1).expand(1, 32, 48, 3)
+    path = tmp_path / name
+    write_video(frame_THWC, path, fps=1, prompt="x", manifest={"seed": 1})
+    with Image.open(path) as image:
+        assert (image.format, image.mode, image.size) == (format_, "RGB", (48, 32))
+        difference = numpy.abs(numpy.asarray(image).astype(int) - frame_THWC[0].numpy())
+    assert difference.max() == 0 if format_ == "PNG" else 0 < difference.mean() < 4
+    assert json.loads((tmp_path / "a.json").read_text()) == {"seed": 1, "image_sha256": file_digest(path)}
+    assert (tmp_path / "a.txt").read_text() == "x"
+    assert len(os.listdir(tmp_path)) == 3
+
+
+def test_more_frames_than_one_are_no_image(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="too many values"):
+        write_video(FRAMES, tmp_path / "a.png", fps=1, prompt="x", manifest={})
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".png", ".mp4", ".npy", ".json"])
+def test_what_a_killed_process_left_of_any_kind_goes(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f".a.0123abcd.part{suffix}").write_bytes(b"half")
+    (tmp_path / f".b.0123abcd.part{suffix}").write_bytes(b"another's")
+    remove_leftovers(tmp_path / "a.png")
+    assert os.listdir(tmp_path) == [f".b.0123abcd.part{suffix}"]
+
+
+def test_a_folder_in_an_images_place_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(RequestError, match=r"a\.png is a folder\. Pass .*a\.png/image\.jpg"):
+        check_writable(tmp_path / "a.png")
 
 
 def test_an_interrupt_leaves_what_was_there_and_nothing_half_written(

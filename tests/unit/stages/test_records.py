@@ -105,6 +105,18 @@ def test_what_is_there_and_what_will_be_replaced_is_told_in_a_line_each() -> Non
         "2 of the 5 videos in out are of other requests and will be replaced",
     ]
     assert past_lines([Past.OPEN], Path("out")) == []
+    assert past_lines([Past.MADE, Past.OTHER], None, made="image") == [
+        "1 of 2 images are there already",
+        "1 of the 2 images are of other requests and will be replaced",
+    ]
+
+
+def test_an_image_is_found_again_until_it_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "0.png"
+    write_video(FRAMES[:1], path, fps=1, prompt="a", manifest={"item": "a"})
+    assert past_of(path, "a") is Past.MADE
+    path.write_bytes(path.read_bytes()[:-1])
+    assert past_of(path, "a") is Past.OPEN
 
 
 def test_a_blocked_item_is_remembered_and_an_older_video_stays(tmp_path: Path) -> None:
