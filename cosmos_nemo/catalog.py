@@ -449,7 +449,15 @@ _NANO_VIDEO2WORLD = replace(
 _NANO_PREDICT2 = replace(
     _NANO_VIDEO2WORLD,
     name="Cosmos-Nano-Predict2-Video2World",
-    network=replace(_NANO_VIDEO2WORLD.network, family=Family.PREDICT2, rope_ratios_THW=(1.0, 1.0, 1.0)),
+    network=replace(
+        _NANO_VIDEO2WORLD.network,
+        family=Family.PREDICT2,
+        rope_ratios_THW=(1.0, 1.0, 1.0),
+        # Without tables, nothing in a checkpoint tells other limits.
+        max_latent_frames=_PREDICT2_2B.network.max_latent_frames,
+        max_latent_height=_PREDICT2_2B.network.max_latent_height,
+        max_latent_width=_PREDICT2_2B.network.max_latent_width,
+    ),
     tokenizer=WanTokenizerShape(channels=16, channel_multipliers=(1, 2, 4, 3), num_res_blocks=1),
     video=replace(_NANO_VIDEO2WORLD.video, min_frames=5, given_frames=(1, 5)),
     sigma_data=1.0,

@@ -44,7 +44,7 @@ _ASSIGNMENT = re.compile(r"([A-Z_][A-Z0-9_]*)=(.*)", re.DOTALL)
 _OF_OTHERS = {"source", "docker", "make", ".ci/run"}
 """Programs that the pages name and that are not this project's."""
 _FOREIGN_FLAGS = {"--nproc_per_node", "--no-deps", "--build-arg", "--help"}
-_NOT_BUILT = {"--distill_steps", "--use_fast_tokenizer"}
+_NOT_BUILT = {"--distill_steps", "--use_fast_tokenizer", "--benchmark"}
 """Flags of released scripts that a page names as what is missing."""
 
 
