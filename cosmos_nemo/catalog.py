@@ -135,6 +135,66 @@ class VisionShape:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenShape:
+    """Sizes of an autoregressive transformer of video tokens (spec/predict1-autoregressive.md, 1)."""
+
+    num_layers: int = 16
+    hidden_size: int = 4096
+    num_heads: int = 32
+    num_kv_heads: int = 8
+    head_dim: int = 128
+    ffn_hidden_size: int = 14336
+    vocab_size: int = 64000
+    """Rows of the output; see embedding_rows."""
+    latent_THW: tuple[int, int, int] = (5, 40, 64)
+    """The video's tokens, which angles count in raster order."""
+    norm_eps: float = 1e-5
+    rope_theta: float = 500000.0
+    rope_scale: float = 1.0
+    """Above 1: low frequencies are divided by it, as YaRN does, blended between the two betas."""
+    rope_original_THW: tuple[int, int, int] = (3, 40, 64)
+    rope_beta_fast: float = 4.0
+    rope_beta_slow: float = 1.0
+    text_dim: int = 0
+    """Width of the text that every layer attends to; 0: no text, no begin-of-video token."""
+    text_length: int = 512
+
+    @property
+    def takes_text(self) -> bool:
+        return self.text_dim > 0
+
+    @property
+    def embedding_rows(self) -> int:
+        """With text, ids from vocab_size on are special, the first of them begins a video; 64 rows at a time."""
+        return (self.vocab_size // 64 + 1) * 64 if self.takes_text else self.vocab_size
+
+    @property
+    def num_video_tokens(self) -> int:
+        frames, rows, columns = self.latent_THW
+        return frames * rows * columns
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that keys and values are kept of: the video's, and 64 for the one that begins it."""
+        return self.num_video_tokens + (64 if self.takes_text else 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscreteTokenizerShape:
+    """Sizes of a discrete video tokenizer of the DV8x16x16 kind (spec/predict1-autoregressive.md, 3)."""
+
+    channels: int = 128
+    channel_multipliers: tuple[int, ...] = (2, 4, 4)
+    num_res_blocks: int = 2
+    latent_channels: int = 16
+    levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
+    """Of finite scalar quantisation: the number of values of each channel of a code."""
+    patch_size: int = 4
+    spatial_compression: int = 16
+    temporal_compression: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
 class VideoLimits:
     """Sizes the weights were trained for (the defaults) and those the network can make."""
 
