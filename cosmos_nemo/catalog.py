@@ -165,7 +165,7 @@ class TokenShape:
 
     @property
     def embedding_rows(self) -> int:
-        """With text, ids from vocab_size on are special, the first of them begins a video; 64 rows at a time."""
+        """With text, 64 rows more at most: ids from vocab_size on are special, the first begins a video."""
         return (self.vocab_size // 64 + 1) * 64 if self.takes_text else self.vocab_size
 
     @property
