@@ -9,6 +9,7 @@ Stopped, or run again, it goes on with what is missing.
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cosmos_nemo.checkpoint.families import (
     FAMILIES,
@@ -24,7 +25,10 @@ from cosmos_nemo.checkpoint.families import (
     choose_variants,
     files_of,
 )
-from cosmos_nemo.checkpoint.released import HubFiles
+from cosmos_nemo.fetch import fetch
+
+if TYPE_CHECKING:
+    from cosmos_nemo.checkpoint.download import AssetsFolder
 
 
 def main() -> int:
@@ -39,25 +43,14 @@ def main() -> int:
     root = Path(flags.checkpoint_dir)
     if root.exists() and not root.is_dir():
         parser.error(f"--checkpoint_dir {root} is a file. Name a folder; it is made if it is not there.")
-    return _download(files_of(family, models, variants), root, dry_run=flags.dry_run)
+    wanted = files_of(family, models, variants)
+    return fetch(wanted, lambda: _folder(root), dry_run=flags.dry_run)
 
 
-def _download(wanted: list[HubFiles], root: Path, *, dry_run: bool) -> int:
-    from cosmos_nemo.checkpoint.download import AssetsFolder, download
+def _folder(root: Path) -> "AssetsFolder":
+    from cosmos_nemo.checkpoint.download import AssetsFolder
 
-    try:
-        return download(wanted, AssetsFolder(root=root), dry_run=dry_run, say=_say, warn=_warn)
-    except KeyboardInterrupt:
-        _warn("Stopped. The same command goes on from here.")
-        return 1
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _warn(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    return AssetsFolder(root=root)
 
 
 def _parser() -> argparse.ArgumentParser:

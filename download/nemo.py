@@ -10,28 +10,29 @@ Stopped, or run again, it goes on with what is missing.
 import argparse
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from cosmos_nemo.catalog import CARDS, Task
 from cosmos_nemo.checkpoint.locate import HubFiles, downloads_of, weights_of
+from cosmos_nemo.fetch import fetch, warn
+
+if TYPE_CHECKING:
+    from cosmos_nemo.checkpoint.download import HubCache
 
 
 def main() -> int:
     flags = _parser().parse_args()
     if not os.environ.get("HF_HOME"):
-        _warn("HF_HOME is not set: export HF_HOME=<folder for the checkpoints> first.")
+        warn("HF_HOME is not set: export HF_HOME=<folder for the checkpoints> first.")
         return 2
-    return _download(_wanted(flags.models), dry_run=flags.dry_run)
+    return fetch(_wanted(flags.models), _cache, dry_run=flags.dry_run)
 
 
-def _download(wanted: list[HubFiles], *, dry_run: bool) -> int:
-    from cosmos_nemo.checkpoint.download import HubCache, download
+def _cache() -> "HubCache":
+    from cosmos_nemo.checkpoint.download import HubCache
     from cosmos_nemo.checkpoint.hub import cache_folder
 
-    try:
-        return download(wanted, HubCache(root=cache_folder()), dry_run=dry_run, say=_say, warn=_warn)
-    except KeyboardInterrupt:
-        _warn("Stopped. The same command goes on from here.")
-        return 1
+    return HubCache(root=cache_folder())
 
 
 def _wanted(models: list[str]) -> list[HubFiles]:
@@ -40,14 +41,6 @@ def _wanted(models: list[str]) -> list[HubFiles]:
     networks = [weights_of(card) for card in cards]
     shared = [files for card in cards for files in downloads_of(card)]
     return list({files.repository: files for files in (*networks, *shared)}.values())
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _warn(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

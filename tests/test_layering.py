@@ -19,7 +19,7 @@ LAYERS = (
     {"models", "checkpoint"},
     {"stages"},
     {"pipelines", "training"},
-    {"launch", "items", "job", "cli", "console"},
+    {"launch", "fetch", "items", "job", "cli", "console"},
     {"tools"},
 )
 LAYER_OF = {unit: level for level, units in enumerate(LAYERS) for unit in units}
@@ -33,7 +33,7 @@ SLOW = {"diffusers", "transformers", "huggingface_hub", "imageio"}
 SLOW_AT_TOP_IN = ("models.*", "stages.*")
 SAMPLING_MAY_USE = {"torch", "numpy", "einops"}
 STARTS_PROCESS_GROUPS = {"init_process_group", "initialize_model_parallel"}
-MAY_PRINT = ("launch", "cli", "tools", "tools.*")
+MAY_PRINT = ("launch", "fetch", "cli", "tools", "tools.*")
 
 
 @dataclass(frozen=True)

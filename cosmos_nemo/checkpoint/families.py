@@ -25,8 +25,8 @@ class FamilyError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
-    """One release: `types` has the sizes in which each kind of model exists."""
+class Release:
+    """One family as it was released: `types` has the sizes in which each kind of model exists."""
 
     name: str
     prefix: str
@@ -42,7 +42,7 @@ class Family:
 
 
 _BOTH = ("7B", "14B")
-PREDICT1 = Family(
+PREDICT1 = Release(
     name="predict1",
     prefix="Cosmos-Predict1",
     types={
@@ -55,7 +55,7 @@ PREDICT1 = Family(
     },
     default_types=("Text2World", "Video2World"),
 )
-PREDICT2 = Family(
+PREDICT2 = Release(
     name="predict2",
     prefix="Cosmos-Predict2",
     types={"Text2Image": ("2B", "14B"), "Video2World": ("2B", "14B")},
@@ -141,7 +141,7 @@ def lacking_together(files: HubFiles, names: Iterable[str]) -> str:
     return f"{lacks} (of {other.repository})" if lacks and other is not None else ""
 
 
-def choose_family(name: str | None, sizes: Sequence[str] | None) -> Family:
+def choose_family(name: str | None, sizes: Sequence[str] | None) -> Release:
     """The family called `name`, else the one that has `sizes`, else Predict1.
 
     FamilyError if the sizes fit none or (14B alone) fit both.
@@ -167,7 +167,7 @@ def choose_family(name: str | None, sizes: Sequence[str] | None) -> Family:
 
 
 def choose_models(
-    family: Family, sizes: Sequence[str] | None, types: Sequence[str] | None
+    family: Release, sizes: Sequence[str] | None, types: Sequence[str] | None
 ) -> list[tuple[str, str]]:
     """(size, type) of each model; None stands for what the released scripts fetch unasked.
 
@@ -216,7 +216,7 @@ class Variants:
 
 
 def choose_variants(
-    family: Family,
+    family: Release,
     models: Sequence[tuple[str, str]],
     *,
     resolutions: Sequence[str] | None,
@@ -231,7 +231,7 @@ def choose_variants(
 
 
 def files_of(
-    family: Family, models: Sequence[tuple[str, str]], variants: Variants = Variants()
+    family: Release, models: Sequence[tuple[str, str]], variants: Variants = Variants()
 ) -> list[HubFiles]:
     """The repositories that `models` need, each once: the networks first, then what they share."""
     if family is PREDICT1 and ("7B", "Video2World") in models:
@@ -265,7 +265,7 @@ def door_for(model: str) -> str:
     return f"python download/nemo.py --models {model}"
 
 
-def _network(family: Family, size: str, kind: str, variants: Variants) -> HubFiles:
+def _network(family: Release, size: str, kind: str, variants: Variants) -> HubFiles:
     model = family.model(size, kind)
     files = network(f"nvidia/{model}", model=model)
     if family is PREDICT2 and kind == "Video2World":

@@ -1,6 +1,7 @@
 """The released files as data: what is needed of each hub repository, its folder, sums and licence terms.
 
-Standard library only. Sources: spec/predict1-diffusion.md, 7 and 9; spec/predict2-video2world.md, 6.1 and 7.
+Standard library only. Sources: spec/predict1-diffusion.md, 7 and 9; spec/predict1-autoregressive.md, 8;
+spec/predict2-video2world.md, 6.1 and 7.
 """
 
 from collections.abc import Iterable
@@ -38,6 +39,18 @@ _MD5 = {
     "nvidia/Cosmos-Tokenize1-CV8x8x8-720p": {
         "mean_std.pt": "f07680ad7eefae57d698778e2a0c7c96",
         "image_mean_std.pt": "9f19fd3312fc1198e4905ada02e68bce",
+    },
+    "nvidia/Cosmos-Predict1-4B": {"model.pt": "5fdc62fc87fbf470dbcc2288589b7942"},
+    "nvidia/Cosmos-Predict1-5B-Video2World": {"model.pt": "2a48a854bb6e04abb6b7c72979f1a69b"},
+    "nvidia/Cosmos-Predict1-12B": {"model.pt": "ed748fabcb544d30d35385a8c28efb4d"},
+    "nvidia/Cosmos-Predict1-13B-Video2World": {"model.pt": "21a9fb02c61fbebc96c1af1fcaa5893f"},
+    "nvidia/Cosmos-Predict1-7B-Decoder-DV8x16x16ToCV8x8x8-720p": {
+        "model.pt": "a30149cc3730f3142b01fd374b6076f8",
+        "aux_vars.pt": "29e450d81839e82bb4bdbf12e43a74f1",
+    },
+    "nvidia/Cosmos-Tokenize1-DV8x16x16-720p": {
+        "encoder.jit": "95186b0410346a3f0cf250b76daec452",
+        "decoder.jit": "f0c8a9d992614a43e7ce24ebfc901e26",
     },
     "google-t5/t5-11b": {"pytorch_model.bin": "f890878d8a162e0045a25196e27089a3"},
     "Wan-AI/Wan2.1-T2V-1.3B": {"Wan2.1_VAE.pth": "854fcb755005951fa5b329799af6199f"},
@@ -154,6 +167,30 @@ def video_tokenizer(repository: str, *, model: str) -> HubFiles:
         needs=(("decoder.jit", "*.safetensors"), ("mean_std.pt",)),
         allow=("encoder.jit", "decoder.jit", "*.safetensors", "mean_std.pt", "image_mean_std.pt"),
         flag="--tokenizer_dir",
+        model=model,
+    )
+
+
+def discrete_tokenizer(repository: str, *, model: str) -> HubFiles:
+    """The tokenizer that makes ids of videos, without the archive that holds both halves again."""
+    names = ("encoder.jit", "decoder.jit")
+    return HubFiles(
+        repository=repository,
+        needs=tuple((name,) for name in names),
+        allow=names,
+        flag="--discrete_tokenizer_dir",
+        model=model,
+    )
+
+
+def diffusion_decoder(repository: str, *, model: str) -> HubFiles:
+    """The network that makes latents of ids, and the embedding of its one prompt."""
+    names = ("model.pt", "aux_vars.pt")
+    return HubFiles(
+        repository=repository,
+        needs=tuple((name,) for name in names),
+        allow=(*names, "config.json"),
+        flag="--diffusion_decoder_dir",
         model=model,
     )
 
