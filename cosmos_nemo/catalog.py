@@ -23,6 +23,8 @@ class Task(Enum):
     WORLD_INTERPOLATOR = "world_interpolator"
     """Fills in frames between those of a video."""
     TEXT2IMAGE = "text2image"
+    AUTOREGRESSIVE = "autoregressive"
+    """Goes on from the first frames of a video, token by token."""
     """A video of a single frame, which is written as an image."""
 
 
@@ -38,6 +40,9 @@ class Family(StrEnum):
     the frame rate."""
     PREDICT2 = "predict2"
     """No tables, a noise level for each latent frame, angles of frame numbers alone."""
+    TOKEN_DECODER = "token_decoder"
+    """The diffusion decoder of Predict1's autoregressive models: Cosmos 1.0's without tables, told the tokens
+    of the video."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +59,17 @@ class DiTShape:
     text_length: int = 512
     latent_channels: int = 16
     takes_given_mask: bool = False
+    token_vocab: int = 0
+    """Of TOKEN_DECODER: how many token ids there are."""
+    token_dim: int = 0
+    """Of TOKEN_DECODER: channels that a token's embedding adds to the latent's."""
     patch_size: int = 2
     max_latent_frames: int = 128
     max_latent_height: int = 240
     max_latent_width: int = 240
     rope_ratios_THW: tuple[float, float, float] = (2.0, 1.0, 1.0)
     base_fps: float = 24.0
-    """Of COSMOS1: the frames per second at which angles count frames."""
+    """Of all but PREDICT2: the frames per second at which angles count frames."""
 
     @property
     def head_dim(self) -> int:
@@ -68,8 +77,21 @@ class DiTShape:
 
     @property
     def patch_dim(self) -> int:
-        """Values of one token before the patch embedding: latent, (given-frame mask,) padding mask."""
-        return (self.latent_channels + self.takes_given_mask + 1) * self.patch_size**2
+        """Values of a patch before its embedding: latent, (token embedding,) (given mask,) padding mask."""
+        return (self.latent_channels + self.token_dim + self.takes_given_mask + 1) * self.patch_size**2
+
+
+DIFFUSION_DECODER_7B = DiTShape(
+    family=Family.TOKEN_DECODER,
+    num_layers=28,
+    hidden_size=4096,
+    num_heads=32,
+    ffn_hidden_size=16384,
+    token_vocab=64000,
+    token_dim=32,
+    rope_ratios_THW=(1.0, 1.5, 1.5),
+)
+"""Cosmos-Predict1-7B-Decoder-DV8x16x16ToCV8x8x8-720p (spec/predict1-autoregressive.md, 5)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +217,16 @@ class DiscreteTokenizerShape:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenModel:
+    """What makes the tokens of an autoregressive model's videos; how they are drawn unless asked otherwise."""
+
+    network: TokenShape = TokenShape()
+    tokenizer: DiscreteTokenizerShape = DiscreteTokenizerShape()
+    temperature: float = 1.0
+    top_p: float = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
 class VideoLimits:
     """Sizes the weights were trained for (the defaults) and those the network can make."""
 
@@ -231,6 +263,9 @@ class Sources:
     """The word lists, the video content filter and the face detector."""
     text_guard: str = ""
     """The language model that judges prompts."""
+    discrete_tokenizer: str = ""
+    """Of an autoregressive model, whose `weights` are those of the token transformer; likewise the next."""
+    diffusion_decoder: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +279,8 @@ class ModelCard:
     video: VideoLimits
     sources: Sources
     upsampler: LanguageShape = LanguageShape()
+    tokens: TokenModel | None = None
+    """Of an autoregressive model: `network` and `tokenizer` are then those of its diffusion decoder."""
     vision: VisionShape = VisionShape()
     """Of the upsampler, where it looks at images: see `starts_from_frames`."""
     sampler: str = "RES"
@@ -475,6 +512,58 @@ def variant_for(card: ModelCard, *, height: int | None, width: int | None, fps: 
     return CARDS.get(f"{card.name}-{resolution}-{rate}fps", card)
 
 
+_AUTOREGRESSIVE_4B = ModelCard(
+    name="Cosmos-Predict1-4B",
+    task=Task.AUTOREGRESSIVE,
+    tokens=TokenModel(),
+    network=DIFFUSION_DECODER_7B,
+    tokenizer=TokenizerShape(),
+    video=VideoLimits(height=640, width=1024, num_frames=33, min_frames=33, max_frames=33, fps=25),
+    sampler="EDM",
+    num_steps=15,
+    guidance=1.8,
+    seed=0,
+    sources=Sources(
+        weights="nvidia/Cosmos-Predict1-4B",
+        weights_folder="",
+        tokenizer="nvidia/Cosmos-Tokenize1-CV8x8x8-720p",
+        text_encoder="",
+        discrete_tokenizer="nvidia/Cosmos-Tokenize1-DV8x16x16-720p",
+        diffusion_decoder="nvidia/Cosmos-Predict1-7B-Decoder-DV8x16x16ToCV8x8x8-720p",
+        guardrail="nvidia/Cosmos-Guardrail1",
+    ),
+)
+_AUTOREGRESSIVE_12B = replace(
+    _AUTOREGRESSIVE_4B,
+    name="Cosmos-Predict1-12B",
+    tokens=TokenModel(network=TokenShape(num_layers=40, hidden_size=5120, rope_scale=2.0)),
+    sources=replace(_AUTOREGRESSIVE_4B.sources, weights="nvidia/Cosmos-Predict1-12B"),
+)
+
+
+def _cosmos1(card: ModelCard, size: str) -> ModelCard:
+    """The Cosmos-1.0 release of an autoregressive model, with a NeMo folder."""
+    name = f"Cosmos-1.0-Autoregressive-{size}"
+    return replace(
+        card,
+        name=name,
+        sources=replace(
+            card.sources,
+            weights=f"nvidia/{name}",
+            weights_folder="nemo",
+            tokenizer="nvidia/Cosmos-1.0-Tokenizer-CV8x8x8",
+            discrete_tokenizer="nvidia/Cosmos-1.0-Tokenizer-DV8x16x16",
+            diffusion_decoder="nvidia/Cosmos-1.0-Diffusion-7B-Decoder-DV8x16x16ToCV8x8x8",
+        ),
+    )
+
+
+_AUTOREGRESSIVE = (
+    *(_AUTOREGRESSIVE_4B, _AUTOREGRESSIVE_12B),
+    *(_cosmos1(_AUTOREGRESSIVE_4B, "4B"), _cosmos1(_AUTOREGRESSIVE_12B, "12B")),
+)
+
+
 _NANO_TEXT2WORLD = ModelCard(
     name="Cosmos-Nano-Text2World",
     task=Task.TEXT2WORLD,
@@ -536,6 +625,7 @@ CARDS = {
         *_PREDICT1,
         *_PREDICT2,
         *_TEXT2IMAGE,
+        *_AUTOREGRESSIVE,
         *(_NANO_TEXT2WORLD, _NANO_VIDEO2WORLD, _NANO_INTERPOLATOR, _NANO_PREDICT2),
     )
 }

@@ -1,5 +1,6 @@
 """How the ranks that take part share one video: guidance branches x context parallel x tensor parallel."""
 
+import math
 from dataclasses import dataclass
 
 from cosmos_nemo.request import RequestError, Setup
@@ -40,7 +41,7 @@ def num_ranks_taking_part(setup: Setup, num_started: int, *, pretend: bool = Fal
     if setup.num_devices is not None and setup.num_devices < 1:
         raise RequestError(f"--num_devices {setup.num_devices} must be at least 1.")
     if pretend:
-        sizes = (setup.cp_size or 1) * setup.tensor_parallel * (2 if setup.cfg_parallel == "on" else 1)
+        sizes = (setup.cp_size or 1) * (setup.tensor_parallel or 1) * (2 if setup.cfg_parallel == "on" else 1)
         sizes *= setup.replicas
         return setup.num_devices or max(sizes, num_started)
     if (setup.num_devices or 1) > num_started:
@@ -57,7 +58,7 @@ def make_plan(
     num_heads: int,
     num_branches: int,
     cp_size: int | None = None,
-    tensor_parallel: int = 1,
+    tensor_parallel: int | None = 1,
     cfg_parallel: str = "auto",
     replicas: int = 1,
 ) -> Plan:
@@ -66,8 +67,11 @@ def make_plan(
     num_branches: network calls a step needs, 2 with guidance, 1 without. Each of the `replicas` gets an equal
     share of the ranks, which the other sizes divide. `cfg_parallel` "auto" splits the branches whenever the
     ranks that `cp_size` and `tensor_parallel` leave are even: halves exchange one latent a step, where
-    context parallel exchanges every layer's keys and values.
+    context parallel exchanges every layer's keys and values. tensor_parallel None: of the ranks of a video
+    that cp_size leaves as many as divide the heads.
     """
+    if tensor_parallel is None:
+        tensor_parallel = math.gcd(num_devices // max(replicas * (cp_size or 1), 1) or 1, num_heads)
     if tensor_parallel < 1 or num_heads % tensor_parallel:
         divisors = ", ".join(str(n) for n in range(1, num_heads + 1) if num_heads % n == 0)
         raise RequestError(

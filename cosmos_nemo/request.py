@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from cosmos_nemo.catalog import ModelCard
+from cosmos_nemo.catalog import ModelCard, TokenModel
 
 DEFAULT_NEGATIVE_PROMPT = (
     "The video captures a series of frames showing ugly scenes, static with no motion, motion blur, "
@@ -25,6 +25,8 @@ ROPE_DTYPES = ("float32", "bfloat16")
 SAMPLER_NAMES = ("RES", "RES-1euler", "RES-2mid", "EDM")
 OFFLOADABLE = ("prompt_upsampler", "guardrails", "text_encoder", "denoise", "tokenizer")
 """In the order in which they are first used; "guardrails" are both guards."""
+OFFLOADABLE_OF_TOKENS = ("tokenizer", "token_generation", "diffusion_decoder", "guardrails")
+"""Likewise of autoregressive models; "tokenizer" are both video tokenizers."""
 VIDEO_SUFFIXES = (".mp4", ".npy")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _MAX_CHUNKS = 50
@@ -53,6 +55,12 @@ class Setup:
     guardrail_dir: Path | None = None
     text_guard_dir: Path | None = None
     t5_cache_dir: Path | None = None
+    discrete_tokenizer_dir: Path | None = None
+    diffusion_decoder_dir: Path | None = None
+    decodes_by_diffusion: bool = True
+    """The frames of an autoregressive model are made by its diffusion decoder, not by its tokenizer's."""
+    batch_size: int = 1
+    """Videos of a batch whose tokens an autoregressive model draws together."""
     upsamples: bool = False
     """Prompts of at most `word_limit` words are made longer by the prompt upsampler."""
     word_limit: int = 250
@@ -61,7 +69,8 @@ class Setup:
     replicas: int = 1
     """Groups of ranks that make different videos of a batch."""
     cp_size: int | None = None
-    tensor_parallel: int = 1
+    tensor_parallel: int | None = 1
+    """None: as many of the ranks as the model's heads allow."""
     cfg_parallel: str = "auto"
     backend: str = "auto"
     text_encoder_dtype: str = "auto"
@@ -155,7 +164,25 @@ class InterpolationRequest(Text2WorldRequest):
         return range(start, start + stride * (asked or pairs) + 1, stride)
 
 
-VisualRequest = Video2WorldRequest | InterpolationRequest
+@dataclass(frozen=True, kw_only=True)
+class AutoregressiveRequest(Text2WorldRequest):
+    """A video that goes on token by token from the last frames of an image or a video.
+
+    Its steps, guidance and sampler are the diffusion decoder's; no prompt is read.
+    """
+
+    visual_input: Path
+    num_input_frames: int = 9
+    """Of the visual input, its last ones: one of the card's `given_frames`."""
+    temperature: float = 1.0
+    """0 takes the likeliest token every time."""
+    top_p: float | None = 0.8
+    """The likeliest tokens that together have this probability are drawn from."""
+    top_k: int | None = None
+    """So many of the likeliest tokens are drawn from, instead of top_p."""
+
+
+VisualRequest = Video2WorldRequest | InterpolationRequest | AutoregressiveRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,10 +203,11 @@ def validate_setup(setup: Setup) -> None:
         raise RequestError("--t5_cache_dir has no effect beside --text_encoder_dir. Pass one of them.")
     _one_of("--rope_dtype", setup.rope_dtype, ROPE_DTYPES)
     for stage in sorted(setup.offload):
-        _one_of("--offload", stage, OFFLOADABLE)
+        _one_of("--offload", stage, tuple(dict.fromkeys((*OFFLOADABLE, *OFFLOADABLE_OF_TOKENS))))
     if setup.num_devices is not None:
         _at_least("--num_devices", setup.num_devices, 1)
     _at_least("--replicas", setup.replicas, 1)
+    _at_least("--batch_size", setup.batch_size, 1)
     _at_least("--word_limit_to_skip_upsampler", setup.word_limit, 0)
 
 
@@ -188,7 +216,7 @@ def validate_request(request: Text2WorldRequest, card: ModelCard, *, prompt_is_m
 
     prompt_is_made: an upsampler describes the visual input, and no prompt is needed.
     """
-    if not request.prompt.strip() and not prompt_is_made:
+    if not (request.prompt.strip() or prompt_is_made or isinstance(request, AutoregressiveRequest)):
         raise RequestError(f"--prompt is empty. Describe the {request.made} to make.")
     for flag, text in (
         ("--prompt", request.prompt),
@@ -196,6 +224,8 @@ def validate_request(request: Text2WorldRequest, card: ModelCard, *, prompt_is_m
         ("--subject_name", request.subject_name),
     ):
         _unicode(flag, text)
+    if card.tokens is not None:
+        _size_of_tokens(request, card, card.tokens)
     _size("--height", request.height, card, card.network.max_latent_height)
     _size("--width", request.width, card, card.network.max_latent_width)
     _frames(request, card)
@@ -213,6 +243,9 @@ def validate_request(request: Text2WorldRequest, card: ModelCard, *, prompt_is_m
         _given_frames("--num_overlap_frames", request.num_overlap_frames, request, card)
     if isinstance(request, InterpolationRequest):
         _interpolation(request)
+    if isinstance(request, AutoregressiveRequest) and request.num_input_frames not in card.video.given_frames:
+        ways = " or ".join(map(str, card.video.given_frames))
+        raise RequestError(f"--num_input_frames {request.num_input_frames} must be {ways} for {card.name}.")
     if request.video_path.suffix.lower() not in request.suffixes:
         raise RequestError(
             f"--video_save_path {request.video_path} must end in {' or '.join(request.suffixes)}, "
@@ -225,6 +258,19 @@ def latent_shape(request: Text2WorldRequest, card: ModelCard) -> tuple[int, int,
     tokenizer, frames = card.tokenizer, card.latent_frames(request.num_frames)
     side = tokenizer.spatial_compression
     return 1, tokenizer.latent_channels, frames, request.height // side, request.width // side
+
+
+def _size_of_tokens(request: Text2WorldRequest, card: ModelCard, tokens: TokenModel) -> None:
+    """An autoregressive model makes videos of one size and length."""
+    frames, rows, columns = tokens.network.latent_THW
+    side = tokens.tokenizer.spatial_compression
+    length = (frames - 1) * tokens.tokenizer.temporal_compression + 1
+    if (request.num_frames, request.height, request.width) != (length, rows * side, columns * side):
+        raise RequestError(
+            f"{card.name}: its card.json says videos of {request.num_frames} frames of {request.width} x "
+            f"{request.height}, but its tokens are those of {length} frames of {columns * side} x "
+            f"{rows * side}."
+        )
 
 
 def _unicode(flag: str, text: str) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from cosmos_nemo.checkpoint import autoregressive
 from cosmos_nemo.checkpoint.released import (
     HubFiles,
     guardrail,
@@ -250,6 +251,9 @@ def files_of(
 
 def door_for(model: str) -> str:
     """The command that downloads the model of this card's name; a post-trained one's is its base model's."""
+    for size, name in autoregressive.MODELS.items():
+        if name == model:
+            return f"python download/autoregressive.py --model_sizes {size} --checkpoint_dir checkpoints"
     base = _VARIANT.sub("", model.partition("_post-trained")[0])
     found = _VARIANT.search(model)
     variant = f" --resolution {found[1]} --fps {found[2]}" if found else ""

@@ -62,6 +62,16 @@ def tokenizer_of(card: ModelCard) -> HubFiles:
     return released.video_tokenizer(card.sources.tokenizer, model=card.name)
 
 
+def discrete_tokenizer_of(card: ModelCard) -> HubFiles:
+    """Of an autoregressive model: what makes ids of frames."""
+    return released.discrete_tokenizer(card.sources.discrete_tokenizer, model=card.name)
+
+
+def diffusion_decoder_of(card: ModelCard) -> HubFiles:
+    """Of an autoregressive model: the network that makes latents of ids."""
+    return released.diffusion_decoder(card.sources.diffusion_decoder, model=card.name)
+
+
 def text_encoder_of(card: ModelCard) -> HubFiles:
     """The T5 folder."""
     return released.text_encoder(card.sources.text_encoder, model=card.name)
@@ -94,11 +104,17 @@ def text_guard_of(card: ModelCard) -> HubFiles:
 def downloads_of(card: ModelCard) -> list[HubFiles]:
     """Every repository that the model needs, with its upsampler and guardrails if it has them."""
     sources = card.sources
-    parts = [weights_of(card), tokenizer_of(card), text_encoder_of(card)]
+    parts = [weights_of(card), tokenizer_of(card)]
+    if card.tokens is not None:
+        parts += [discrete_tokenizer_of(card), diffusion_decoder_of(card)]
+    if sources.text_encoder:
+        parts.append(text_encoder_of(card))
     if sources.upsampler:
         parts += with_beside(upsampler_of(card))
     if sources.guardrail:
-        parts += [guardrail_of(card), text_guard_of(card)]
+        parts.append(guardrail_of(card))
+    if sources.text_guard:
+        parts.append(text_guard_of(card))
     return parts
 
 

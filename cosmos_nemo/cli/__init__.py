@@ -1,5 +1,6 @@
 """Flags of the doors -> Setup and requests. Published flags keep their names; standard library only."""
 
+from cosmos_nemo.cli.autoregressive import parse_autoregressive
 from cosmos_nemo.cli.general import parse_general
 from cosmos_nemo.cli.invocation import Invocation
 from cosmos_nemo.cli.text2image import parse_text2image
@@ -9,6 +10,7 @@ from cosmos_nemo.cli.world_interpolator import parse_world_interpolator
 
 __all__ = [
     "Invocation",
+    "parse_autoregressive",
     "parse_general",
     "parse_text2image",
     "parse_text2world",

@@ -28,6 +28,8 @@ _OFFLOAD_FLAGS = {
     "text_encoder": "offload_text_encoder_model",
     "denoise": "offload_diffusion_transformer",
     "tokenizer": "offload_tokenizer",
+    "token_generation": "offload_ar_model",
+    "diffusion_decoder": "offload_diffusion_decoder",
 }
 """The released flag of each model that may be parked between uses."""
 
@@ -152,22 +154,38 @@ def add_prompt_models(group: argparse._ArgumentGroup) -> None:
     add_guardrails(group)
 
 
-def add_guardrails(group: argparse._ArgumentGroup, *, of: str = "video") -> None:
+def add_guardrails(group: argparse._ArgumentGroup, *, of: str = "video", reads_prompts: bool = True) -> None:
     """`of`: what is made."""
-    group.add_argument("--disable_guardrail", action="store_true", help=f"judge neither prompts nor {of}s")
+    judged = f"neither prompts nor {of}s" if reads_prompts else f"no {of}s"
+    group.add_argument("--disable_guardrail", action="store_true", help=f"judge {judged}")
     group.add_argument("--guardrail_dir", default="", help="the guardrails' folder")
-    group.add_argument("--text_guard_dir", default="", help="Llama Guard's folder")
+    if reads_prompts:
+        group.add_argument("--text_guard_dir", default="", help="Llama Guard's folder")
+    else:
+        group.set_defaults(text_guard_dir="")
 
 
 def add_machine(
-    group: argparse._ArgumentGroup, *, num_devices: str, stages: Sequence[str] = OFFLOADABLE
+    group: argparse._ArgumentGroup,
+    *,
+    num_devices: str,
+    stages: Sequence[str] = OFFLOADABLE,
+    tensor_parallel: int | None = 1,
 ) -> None:
-    """`num_devices`: the door's name for the number of ranks; `stages`: those of its pipeline."""
+    """`num_devices`: the door's name for the number of ranks; `stages`: those of its pipeline.
+
+    tensor_parallel: how many ranks if none are asked for, None for as many as can be.
+    """
     group.add_argument(f"--{num_devices}", type=int, default=None, help="ranks that take part; all")
     group.add_argument(
         "--cp_size", type=int, default=None, help="context parallel ranks; what the others leave"
     )
-    group.add_argument("--tensor_parallel", type=int, default=1, help="tensor parallel ranks; 1")
+    group.add_argument(
+        "--tensor_parallel",
+        type=int,
+        default=tensor_parallel,
+        help=f"tensor parallel ranks; {tensor_parallel or 'as many as can be'}",
+    )
     group.add_argument(
         "--cfg_parallel", default="auto", metavar="|".join(CFG_PARALLEL), help="guidance branches apart"
     )
@@ -186,12 +204,16 @@ def add_machine(
     for stage in stages:
         flag = _OFFLOAD_FLAGS[stage]
         group.add_argument(f"--{flag}", action="store_true", help=f"the same as --offload {stage}")
-    group.add_argument(
-        "--text_encoder_dtype",
-        default="auto",
-        metavar="|".join(TEXT_ENCODER_DTYPES),
-        help="auto: bfloat16 on a GPU, float32 on the CPU",
-    )
+    group.set_defaults(stages=tuple(stages))
+    if "text_encoder" in stages:
+        group.add_argument(
+            "--text_encoder_dtype",
+            default="auto",
+            metavar="|".join(TEXT_ENCODER_DTYPES),
+            help="auto: bfloat16 on a GPU, float32 on the CPU",
+        )
+    else:
+        group.set_defaults(text_encoder_dtype="auto")
     group.add_argument(
         "--rope_dtype",
         default="float32",
@@ -207,7 +229,7 @@ def offloaded(flags: argparse.Namespace) -> frozenset[str]:
     """The stages named by --offload and by the released flags."""
     named = {name.strip() for name in flags.offload.split(",")} - {""}
     if "all" in named:
-        named = (named - {"all"}) | set(OFFLOADABLE)
+        named = (named - {"all"}) | set(flags.stages)
     flagged = {stage for stage, flag in _OFFLOAD_FLAGS.items() if getattr(flags, flag, False)}
     return frozenset(named | flagged)
 

@@ -18,6 +18,8 @@ from cosmos_nemo.stages.records import past_lines, past_of
 
 _NAMES = {
     "weights": "network",
+    "discrete_tokenizer": "discrete tokenizer",
+    "diffusion_decoder": "diffusion decoder",
     "tokenizer": "tokenizer",
     "text_encoder": "text encoder",
     "upsampler": "prompt upsampler",

@@ -6,10 +6,20 @@ from pathlib import Path
 
 import torch
 
-from cosmos_nemo.catalog import Family, ModelCard, Task, TokenizerShape, with_overrides
+from cosmos_nemo.catalog import (
+    DiTShape,
+    Family,
+    ModelCard,
+    Task,
+    TokenizerShape,
+    TokenModel,
+    with_overrides,
+)
 from cosmos_nemo.checkpoint.card_file import read_card_file
 from cosmos_nemo.checkpoint.fingerprint import fingerprint
 from cosmos_nemo.checkpoint.locate import (
+    diffusion_decoder_of,
+    discrete_tokenizer_of,
     guardrail_of,
     locate,
     network_in,
@@ -40,6 +50,8 @@ class Files:
     """A folder or file of each model; None for what is not needed, or what a dry run did not find."""
 
     weights: Path | None = None
+    discrete_tokenizer: Path | None = None
+    diffusion_decoder: Path | None = None
     tokenizer: Path | None = None
     text_encoder: Path | None = None
     upsampler: Path | None = None
@@ -65,6 +77,9 @@ class Needs:
 def needs_of(card: ModelCard, setup: Setup) -> Needs:
     """RequestError for a prompt upsampler, or half a guardrail, that neither card nor flags name."""
     names = ["weights", "tokenizer", "text_encoder"]
+    if card.tokens is not None:
+        names = ["weights", "discrete_tokenizer"]
+        names += ["diffusion_decoder", "tokenizer"] if setup.decodes_by_diffusion else []
     if setup.upsamples:
         if not (card.sources.upsampler or setup.upsampler_dir):
             raise RequestError(
@@ -74,14 +89,18 @@ def needs_of(card: ModelCard, setup: Setup) -> Needs:
             )
         names.append("upsampler")
     if has_guardrails(card, setup):
-        for flag, given, source in (
-            ("--guardrail_dir", setup.guardrail_dir, card.sources.guardrail),
-            ("--text_guard_dir", setup.text_guard_dir, card.sources.text_guard),
-        ):
+        guards = {"guardrail": ("--guardrail_dir", setup.guardrail_dir, card.sources.guardrail)}
+        if reads_prompts(card):
+            guards["text_guard"] = ("--text_guard_dir", setup.text_guard_dir, card.sources.text_guard)
+        for flag, given, source in guards.values():
             if not (given or source):
                 raise RequestError(f"{card.name} comes without guardrails: pass {flag} too.")
-        names += ["guardrail", "text_guard"]
+        names += guards
     return Needs(names=tuple(names))
+
+
+def reads_prompts(card: ModelCard) -> bool:
+    return card.tokens is None or card.tokens.network.takes_text
 
 
 def has_guardrails(card: ModelCard, setup: Setup) -> bool:
@@ -95,6 +114,8 @@ def find_files(card: ModelCard, setup: Setup, needs: Needs, *, download: bool) -
     neither here nor on the hub."""
     places = {
         "weights": (weights_of, setup.nemo_checkpoint),
+        "discrete_tokenizer": (discrete_tokenizer_of, setup.discrete_tokenizer_dir),
+        "diffusion_decoder": (diffusion_decoder_of, setup.diffusion_decoder_dir),
         "tokenizer": (tokenizer_of, setup.tokenizer_dir),
         "text_encoder": (text_encoder_of, setup.text_encoder_dir),
         "upsampler": (upsampler_of, setup.upsampler_dir),
@@ -119,7 +140,8 @@ def find_files(card: ModelCard, setup: Setup, needs: Needs, *, download: bool) -
 
 def card_with_files(card: ModelCard, files: Files) -> ModelCard:
     """`card` with what the found files' card.json say."""
-    for path in (files.weights, files.tokenizer, files.upsampler):
+    places = (files.weights, files.discrete_tokenizer, files.diffusion_decoder, files.tokenizer)
+    for path in (*places, files.upsampler):
         if path is not None:
             card = with_overrides(card, read_card_file(path))
     return card
@@ -130,7 +152,9 @@ def check_files(card: ModelCard, files: Files, *, averaged: bool = False) -> Non
 
     averaged: of the network, those of the moving average of its weights.
     """
-    if files.weights is not None:
+    if card.tokens is not None:
+        _check_tokens(card.network, card.tokens, files)
+    elif files.weights is not None:
         network_rules(card.network, open_network(files.weights, averaged=averaged))
     if files.tokenizer is not None:
         _check_tokenizer(card, files.tokenizer)
@@ -142,6 +166,19 @@ def check_files(card: ModelCard, files: Files, *, averaged: bool = False) -> Non
         check_video_guard(files.guardrail)
         if files.text_guard is not None:
             check_text_guard(files.guardrail / WORD_LISTS, files.text_guard)
+
+
+def _check_tokens(decoder: DiTShape, tokens: TokenModel, files: Files) -> None:
+    """Of an autoregressive model: transformer, discrete tokenizer and diffusion decoder."""
+    if files.weights is not None:
+        token_rules(tokens.network, open_checkpoint(files.weights))
+    if files.discrete_tokenizer is not None:
+        DiscreteTokenizerStage(
+            shape=tokens.tokenizer, folder=files.discrete_tokenizer, device=torch.device("cpu")
+        ).check()
+    if files.diffusion_decoder is not None:
+        network_rules(decoder, open_network(files.diffusion_decoder / "model.pt"))
+        read_aux_vars(files.diffusion_decoder, decoder)
 
 
 def _check_tokenizer(card: ModelCard, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """From an invocation to a job: everything that can be judged without reading a weight."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from cosmos_nemo.models.common.backend import BackendError, choose_backend
 from cosmos_nemo.parallel.environment import Ranks
 from cosmos_nemo.plan import Plan, make_plan, num_ranks_taking_part
 from cosmos_nemo.request import (
+    AutoregressiveRequest,
     InterpolationRequest,
     RequestError,
     Setup,
@@ -31,6 +33,7 @@ from cosmos_nemo.request import (
     validate_setup,
 )
 from cosmos_nemo.sampling.samplers import SAMPLERS
+from cosmos_nemo.sampling.tokens import TokenSampling
 from cosmos_nemo.stages.media import check_writable
 
 logger = logging.getLogger(__name__)
@@ -42,6 +45,7 @@ _REQUESTS = {
     Task.VIDEO2WORLD: Video2WorldRequest,
     Task.WORLD_INTERPOLATOR: InterpolationRequest,
     Task.TEXT2IMAGE: Text2ImageRequest,
+    Task.AUTOREGRESSIVE: AutoregressiveRequest,
 }
 
 
@@ -108,8 +112,9 @@ def _asked(invocation: Invocation) -> BatchFile:
 
 
 def _prompt_is_made(request: Text2WorldRequest, setup: Setup) -> bool:
-    """By the upsampler that describes the visual input, whatever the prompt is."""
-    return setup.upsamples and isinstance(request, VisualRequest)
+    """By the upsampler that describes the visual input, whatever the prompt is; or none is read at all."""
+    reads_none = isinstance(request, AutoregressiveRequest)
+    return reads_none or (setup.upsamples and isinstance(request, VisualRequest))
 
 
 def _prompt_is_read(setup: Setup) -> bool:
@@ -133,6 +138,7 @@ def _serveable(asked: BatchFile, card: ModelCard, setup: Setup) -> BatchFile:
         _check_task(request, card)
         validate_request(request, card, prompt_is_made=_prompt_is_made(request, setup))
         _check_steps(request)
+        _check_draws(request)
 
     return _judged(asked, check)
 
@@ -166,13 +172,20 @@ def _judged(asked: BatchFile, check: Callable[[Text2WorldRequest], None]) -> Bat
 def _plan(card: ModelCard, setup: Setup, asked: BatchFile, ranks: Ranks, *, pretend: bool) -> Plan:
     return make_plan(
         num_devices=num_ranks_taking_part(setup, ranks.num_ranks, pretend=pretend),
-        num_heads=card.network.num_heads,
+        num_heads=_num_heads(card),
         num_branches=asked.requests[0].num_branches,
         cp_size=setup.cp_size,
         tensor_parallel=setup.tensor_parallel,
         cfg_parallel=setup.cfg_parallel,
         replicas=setup.replicas,
     )
+
+
+def _num_heads(card: ModelCard) -> int:
+    """That tensor parallel ranks share; of a token transformer those of its keys and values, the fewest."""
+    if card.tokens is None:
+        return card.network.num_heads
+    return math.gcd(card.network.num_heads, card.tokens.network.num_kv_heads)
 
 
 def device_of(ranks: Ranks) -> torch.device:
@@ -205,6 +218,16 @@ def _check_steps(request: Text2WorldRequest) -> None:
         SAMPLERS[request.sampler].num_calls(request.num_steps)
     except ValueError as error:
         raise RequestError(f"--num_steps {request.num_steps} --sampler {request.sampler}: {error}") from None
+
+
+def _check_draws(request: Text2WorldRequest) -> None:
+    """RequestError for a way to draw tokens that there is not."""
+    if not isinstance(request, AutoregressiveRequest):
+        return
+    try:
+        TokenSampling(temperature=request.temperature, top_p=request.top_p, top_k=request.top_k)
+    except ValueError as error:
+        raise RequestError(str(error)) from None
 
 
 def _text_cache_folder(environ: Mapping[str, str]) -> Path | None:

@@ -5,7 +5,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cosmos_nemo.request import RequestError, Text2WorldRequest, Video2WorldRequest, VisualRequest
+from cosmos_nemo.request import (
+    AutoregressiveRequest,
+    InterpolationRequest,
+    RequestError,
+    Text2WorldRequest,
+    Video2WorldRequest,
+    VisualRequest,
+)
 from cosmos_nemo.stages.media import file_digest
 from cosmos_nemo.stages.visual_input import VisualFacts, VisualInputError, visual_facts
 
@@ -42,11 +49,13 @@ class VisualInputs:
             self._check_place(path)
             facts = visual_facts(path)
             self.found[path] = VisualInput(sha256=file_digest(path), facts=facts)
+        facts = self.found[path].facts
+        if isinstance(request, InterpolationRequest):
+            request.given_frames(facts.num_frames)
+            return
+        _check_last_frames(request, facts)
         if isinstance(request, Video2WorldRequest):
-            _check_last_frames(request, self.found[path].facts)
-            _check_output_size(request, self.found[path].facts)
-        else:
-            request.given_frames(self.found[path].facts.num_frames)
+            _check_output_size(request, facts)
 
     def _check_place(self, path: Path) -> None:
         try:
@@ -66,7 +75,7 @@ def _without_suffix(path: str) -> str:
     return os.path.splitext(path)[0]
 
 
-def _check_last_frames(request: Video2WorldRequest, facts: VisualFacts) -> None:
+def _check_last_frames(request: Video2WorldRequest | AutoregressiveRequest, facts: VisualFacts) -> None:
     path, needed = request.visual_input, request.num_input_frames
     if facts.num_frames >= needed:
         return
