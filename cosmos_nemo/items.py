@@ -22,7 +22,7 @@ from cosmos_nemo.stages.records import Past, past_lines, resume
 logger = logging.getLogger(__name__)
 
 Tell = Callable[[str], None]
-AnyPipeline = Pipeline[Any, Any]
+AnyPipeline = Pipeline[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def make_items(
     versions: Mapping[str, str],
     turns: Turns,
 ) -> Tally:
-    """Makes what is still to be made, one by one on each replica; the tally of all replicas, on every rank.
+    """Makes what is still to be made, a few at a time on each replica; the tally of all replicas, on every rank.
 
     tell: gets lines for people, on the first rank of each replica. on_progress: see Pipeline. In a batch,
     Blocked and ItemError are the end of one video. Whatever else a rank raises ends the run: what is written
@@ -62,10 +62,16 @@ def make_items(
         tally = Tally(found=pasts.count(Past.MADE), blocked=pasts.count(Past.BLOCKED))
         _tell_pasts(job, pasts, tell)
     open_requests = [request for request, past in zip(job.requests, pasts, strict=True) if past.is_open]
-    for number in turns.take(len(open_requests)):
-        request = open_requests[number]
-        outcome = _make(job, request, pipeline, groups, tell=tell, on_progress=on_progress, versions=versions)
-        tally = tally.with_one(outcome)
+    size = job.setup.batch_size
+    together = [open_requests[start : start + size] for start in range(0, len(open_requests), size)]
+    for number in turns.take(len(together)):
+        if len(together[number]) > 1:
+            pipeline.ahead(together[number], on_progress=on_progress)
+        for request in together[number]:
+            outcome = _make(
+                job, request, pipeline, groups, tell=tell, on_progress=on_progress, versions=versions
+            )
+            tally = tally.with_one(outcome)
     return Tally(**turns.totals(asdict(tally)))
 
 

@@ -258,19 +258,22 @@ def versions() -> dict[str, str]:
 
 
 def _progress(name: str) -> Callable[[int, int], None]:
-    """Shows the network calls of one sample."""
+    """Shows the network calls of one sample, or the tokens drawn of a video."""
     from tqdm import tqdm
 
+    from cosmos_nemo.pipelines.base import DRAWING
+
     bar: tqdm[Any] | None = None
+    counts_calls = name != DRAWING
 
     def advance(step: int, total: int) -> None:
         nonlocal bar
-        if step == 1:
-            bar = tqdm(desc=f"denoise {name}".rstrip(), total=total, unit="call", dynamic_ncols=True)
-        assert bar is not None
-        bar.update()
+        if bar is None:
+            bar = tqdm(desc=name, total=total, unit="call" if counts_calls else "token", dynamic_ncols=True)
+        bar.update(step - bar.n)
         if step == total:
             bar.close()
+            bar = None
 
     return advance
 

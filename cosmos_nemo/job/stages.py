@@ -4,15 +4,18 @@ from typing import Any
 
 import torch
 
-from cosmos_nemo.catalog import Family, Task
+from cosmos_nemo.catalog import Family, Task, TokenModel
 from cosmos_nemo.job.job import Job
 from cosmos_nemo.parallel.groups import Groups
-from cosmos_nemo.pipelines.base import Pipeline
+from cosmos_nemo.pipelines.autoregressive import Autoregressive
+from cosmos_nemo.pipelines.base import DiffusionPipeline, Pipeline
 from cosmos_nemo.pipelines.text2world import Text2World
 from cosmos_nemo.pipelines.video2world import Video2World
 from cosmos_nemo.pipelines.world_interpolator import WorldInterpolator
 from cosmos_nemo.request import OFFLOADABLE
 from cosmos_nemo.stages.denoise import Denoise
+from cosmos_nemo.stages.diffusion_decoder import DiffusionDecoder
+from cosmos_nemo.stages.discrete_tokenizer import DiscreteTokenizerStage
 from cosmos_nemo.stages.guardrail import WORD_LISTS
 from cosmos_nemo.stages.guardrail.text_guard import TextGuard
 from cosmos_nemo.stages.guardrail.video_guard import VideoGuard
@@ -22,9 +25,11 @@ from cosmos_nemo.stages.prompt_upsampler import PromptUpsampler
 from cosmos_nemo.stages.skip import Skip
 from cosmos_nemo.stages.text_cache import TextCache
 from cosmos_nemo.stages.text_encoder import TextEncoder
+from cosmos_nemo.stages.token_generation import TokenGeneration
+from cosmos_nemo.stages.tokenizer import Tokenizer
 from cosmos_nemo.stages.tokenizer_choice import AnyTokenizer, tokenizer_for
 
-_PIPELINES: dict[Task, type[Pipeline[Any, Any]]] = {
+_DIFFUSION: dict[Task, type[DiffusionPipeline[Any, Any]]] = {
     Task.TEXT2WORLD: Text2World,
     Task.VIDEO2WORLD: Video2World,
     Task.WORLD_INTERPOLATOR: WorldInterpolator,
@@ -32,9 +37,11 @@ _PIPELINES: dict[Task, type[Pipeline[Any, Any]]] = {
 }
 
 
-def pipeline_of(job: Job, groups: Groups) -> Pipeline[Any, Any]:
+def pipeline_of(job: Job, groups: Groups) -> Pipeline[Any]:
     """The pipeline of the card's task, with all its stages; nothing is read yet."""
-    return _PIPELINES[job.card.task](
+    if job.card.tokens is not None:
+        return _autoregressive(job, job.card.tokens, groups)
+    return _DIFFUSION[job.card.task](
         text_guard=text_guard_stage(job),
         upsampler=upsampler_stage(job),
         text_encoder=text_encoder_stage(job, groups),
@@ -43,6 +50,54 @@ def pipeline_of(job: Job, groups: Groups) -> Pipeline[Any, Any]:
         video_guard=video_guard_stage(job),
         ranks=groups.replica,
     )
+
+
+def _autoregressive(job: Job, tokens: TokenModel, groups: Groups) -> Autoregressive:
+    files, offload = job.files, job.setup.offload
+    assert files.discrete_tokenizer is not None and files.weights is not None
+    common: dict[str, Any] = {"device": job.device, "dtype": job.dtype}
+    return Autoregressive(
+        discrete_tokenizer=DiscreteTokenizerStage(
+            shape=tokens.tokenizer,
+            folder=files.discrete_tokenizer,
+            parts=("encoder",) if job.setup.decodes_by_diffusion else ("encoder", "decoder"),
+            offload="tokenizer" in offload,
+            **common,
+        ),
+        token_generation=TokenGeneration(
+            shape=tokens.network,
+            checkpoint=files.weights,
+            groups=groups,
+            backend=job.backend,
+            offload="token_generation" in offload,
+            **common,
+        ),
+        decoder=_decoder_stage(job, groups) if job.setup.decodes_by_diffusion else None,
+        tokenizer=_frames_stage(job) if job.setup.decodes_by_diffusion else None,
+        video_guard=video_guard_stage(job),
+        ranks=groups.replica,
+    )
+
+
+def _decoder_stage(job: Job, groups: Groups) -> DiffusionDecoder:
+    assert job.files.diffusion_decoder is not None
+    return DiffusionDecoder(
+        shape=job.card.network,
+        checkpoint=job.files.diffusion_decoder,
+        groups=groups,
+        backend=job.backend,
+        device=job.device,
+        dtype=job.dtype,
+        rope_dtype=getattr(torch, job.setup.rope_dtype),
+        offload="diffusion_decoder" in job.setup.offload,
+    )
+
+
+def _frames_stage(job: Job) -> Tokenizer:
+    """What makes frames of the diffusion decoder's latents."""
+    stage = tokenizer_stage(job)
+    assert isinstance(stage, Tokenizer)
+    return stage
 
 
 def text_guard_stage(job: Job) -> TextGuard | Skip:

@@ -1,6 +1,6 @@
 """What all pipelines have in common: their stages, the ranks they run on, and how a failure ends."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -25,7 +25,8 @@ from cosmos_nemo.stages.tokenizer_choice import AnyTokenizer
 from cosmos_nemo.stages.visual_input import VisualInputError
 
 OnProgress = Callable[[str], OnStep | None]
-"""Given a sample's name, "chunk 2 of 3" or "" for a video's only one, what to call at its network calls."""
+"""Given what is done, "denoise" or "denoise chunk 2 of 3" or DRAWING, what to call at its network calls."""
+DRAWING = "draw tokens"
 RequestT = TypeVar("RequestT", bound=Text2WorldRequest)
 UpsamplerT = TypeVar("UpsamplerT", bound=PromptUpsampler | ImageUpsampler | PromptRefiner)
 
@@ -44,7 +45,9 @@ class Video:
 
 def sample_names(kind: str, count: int) -> list[str]:
     """For OnProgress, of the samples of one video."""
-    return [f"{kind} {number} of {count}" for number in range(1, count + 1)] if count > 1 else [""]
+    if count == 1:
+        return ["denoise"]
+    return [f"denoise {kind} {number} of {count}" for number in range(1, count + 1)]
 
 
 @contextmanager
@@ -56,10 +59,53 @@ def reading_input() -> Iterator[None]:
         raise ItemError(str(error)) from error
 
 
-class Pipeline(Generic[RequestT, UpsamplerT]):
+class Pipeline(Generic[RequestT]):
     """One video per call; every rank of `ranks` calls it with the same request.
 
-    Prompt models, tokenizer and guards run on the first of the ranks; what they raise reaches all.
+    Prompt models, tokenizers and guards run on the first of the ranks; what they raise reaches all.
+    """
+
+    def __init__(self, *, video_guard: VideoGuard | Skip, ranks: ProcessGroup) -> None:
+        self.video_guard, self.ranks = video_guard, ranks
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Those that are turned on, in the order in which they are first used."""
+        raise NotImplementedError(f"{type(self).__name__}.stages")
+
+    def __call__(self, request: RequestT, *, on_progress: OnProgress = lambda name: None) -> Video | None:
+        """The video, on the first rank; what a stage raises, Blocked or ItemError for one, on all.
+
+        on_progress: asked for a callback for every sample that is drawn.
+        """
+        with self._parked_on_failure():
+            return self.make(request, on_progress=on_progress)
+
+    def ahead(self, requests: Sequence[RequestT], *, on_progress: OnProgress = lambda name: None) -> None:
+        """Does for several requests together what can be done so; each is called for afterwards."""
+
+    def make(self, request: RequestT, *, on_progress: OnProgress) -> Video | None:
+        raise NotImplementedError(f"{type(self).__name__}.make")
+
+    def guarded(self, frames_THWC: Tensor, *, prompt: str, fps: int) -> Video:
+        """The frames as a video that the guard passes; for the first rank alone."""
+        with self.video_guard as clean:
+            cleaned_THWC = clean(frames_THWC)
+        return Video(cleaned_THWC, fps, prompt, is_changed=cleaned_THWC is not frames_THWC)
+
+    @contextmanager
+    def _parked_on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            for stage in self.stages:  # one may have been prefetched, and is not entered any more
+                stage.park()
+            raise
+
+
+class DiffusionPipeline(Pipeline[RequestT], Generic[RequestT, UpsamplerT]):
+    """From a prompt, in the end, to a latent that is denoised.
+
     While a stage works, the next is prefetched if it is sure to be needed: a prompt may be blocked or long
     enough, and its embedding may be in the cache.
     """
@@ -75,13 +121,12 @@ class Pipeline(Generic[RequestT, UpsamplerT]):
         video_guard: VideoGuard | Skip,
         ranks: ProcessGroup,
     ) -> None:
+        super().__init__(video_guard=video_guard, ranks=ranks)
         self.text_guard, self.upsampler = text_guard, upsampler
         self.text_encoder, self.denoise, self.tokenizer = text_encoder, denoise, tokenizer
-        self.video_guard, self.ranks = video_guard, ranks
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """Those that are turned on, in the order in which they are first used."""
         order: tuple[Any, ...] = (
             self.text_guard,
             self.upsampler,
@@ -92,21 +137,6 @@ class Pipeline(Generic[RequestT, UpsamplerT]):
         )
         return tuple(stage for stage in order if isinstance(stage, Stage))
 
-    def __call__(self, request: RequestT, *, on_progress: OnProgress = lambda name: None) -> Video | None:
-        """The video, on the first rank; what a stage raises, Blocked or ItemError for one, on all.
-
-        on_progress: asked for a callback for every sample that is denoised.
-        """
-        try:
-            return self.make(request, on_progress=on_progress)
-        except BaseException:
-            for stage in self.stages:  # one may have been prefetched, and is not entered any more
-                stage.park()
-            raise
-
-    def make(self, request: RequestT, *, on_progress: OnProgress) -> Video | None:
-        raise NotImplementedError(f"{type(self).__name__}.make")
-
     def embed(self, prompt: str, negative_prompt: str) -> tuple[Tensor, Tensor]:
         """Embeddings of both prompts; an empty negative prompt is all zeros, as in training's dropout."""
         with self.text_encoder as encode:
@@ -116,9 +146,3 @@ class Pipeline(Generic[RequestT, UpsamplerT]):
                 return prompt_BLD, torch.zeros_like(prompt_BLD)
             both_BLD = encode([prompt, negative_prompt])
             return both_BLD[:1], both_BLD[1:]
-
-    def guarded(self, frames_THWC: Tensor, *, prompt: str, fps: int) -> Video:
-        """The frames as a video that the guard passes; for the first rank alone."""
-        with self.video_guard as clean:
-            cleaned_THWC = clean(frames_THWC)
-        return Video(cleaned_THWC, fps, prompt, is_changed=cleaned_THWC is not frames_THWC)

@@ -3,13 +3,13 @@
 from torch import Tensor
 
 from cosmos_nemo.parallel.rank_zero import only_rank_zero, rank_zero
-from cosmos_nemo.pipelines.base import OnProgress, Pipeline, Video
+from cosmos_nemo.pipelines.base import DiffusionPipeline, OnProgress, Video
 from cosmos_nemo.request import Text2WorldRequest
 from cosmos_nemo.stages.prompt import prepare_prompt
 from cosmos_nemo.stages.prompt_upsampler import PromptUpsampler
 
 
-class Text2World(Pipeline[Text2WorldRequest, PromptUpsampler]):
+class Text2World(DiffusionPipeline[Text2WorldRequest, PromptUpsampler]):
     """A video of what a prompt says; of a Text2Image, which makes a single frame, an image."""
 
     def make(self, request: Text2WorldRequest, *, on_progress: OnProgress) -> Video | None:
@@ -17,7 +17,7 @@ class Text2World(Pipeline[Text2WorldRequest, PromptUpsampler]):
         prompt_BLD, negative_BLD = self.embed(prompt, request.negative_prompt)
         with self.denoise as denoise:
             self.tokenizer.prefetch()
-            latent_BCTHW = denoise(request, prompt_BLD, negative_BLD, on_step=on_progress(""))
+            latent_BCTHW = denoise(request, prompt_BLD, negative_BLD, on_step=on_progress("denoise"))
         return only_rank_zero(lambda: self._show(latent_BCTHW, prompt, request.fps), self.ranks)
 
     def _prepare(self, request: Text2WorldRequest) -> str:

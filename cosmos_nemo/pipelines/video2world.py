@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cosmos_nemo.catalog import Family, VideoLimits
 from cosmos_nemo.parallel.rank_zero import only_rank_zero, rank_zero
-from cosmos_nemo.pipelines.base import OnProgress, Pipeline, Video, reading_input, sample_names
+from cosmos_nemo.pipelines.base import DiffusionPipeline, OnProgress, Video, reading_input, sample_names
 from cosmos_nemo.request import Video2WorldRequest
 from cosmos_nemo.sampling.samplers import OnStep
 from cosmos_nemo.stages.denoise import Condition
@@ -50,7 +50,7 @@ def chunks_of(request: Video2WorldRequest, limits: VideoLimits) -> list[Chunk]:
     return chunks
 
 
-class Video2World(Pipeline[Video2WorldRequest, ImageUpsampler | PromptRefiner]):
+class Video2World(DiffusionPipeline[Video2WorldRequest, ImageUpsampler | PromptRefiner]):
     """A video that begins with given frames."""
 
     def make(self, request: Video2WorldRequest, *, on_progress: OnProgress) -> Video | None:

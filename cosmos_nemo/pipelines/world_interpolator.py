@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cosmos_nemo.parallel.rank_zero import only_rank_zero, rank_zero
-from cosmos_nemo.pipelines.base import OnProgress, Pipeline, Video, reading_input, sample_names
+from cosmos_nemo.pipelines.base import DiffusionPipeline, OnProgress, Video, reading_input, sample_names
 from cosmos_nemo.request import InterpolationRequest
 from cosmos_nemo.stages.denoise import Condition
 from cosmos_nemo.stages.image_upsampler import ImageUpsampler
@@ -19,7 +19,7 @@ from cosmos_nemo.stages.tokenizer_choice import AnyTokenizer
 from cosmos_nemo.stages.visual_input import read_frames_at, read_last_frames, to_pixels, visual_facts
 
 
-class WorldInterpolator(Pipeline[InterpolationRequest, ImageUpsampler]):
+class WorldInterpolator(DiffusionPipeline[InterpolationRequest, ImageUpsampler]):
     """A clip for every two given frames that follow one another, joined where they meet.
 
     A clip's first frame is the first frame of a video to the tokenizer, its last frame an image: three latent
