@@ -38,6 +38,9 @@ class Family(StrEnum):
     the frame rate."""
     PREDICT2 = "predict2"
     """No tables, a noise level for each latent frame, angles of frame numbers alone."""
+    TOKEN_DECODER = "token_decoder"
+    """The diffusion decoder of Predict1's autoregressive models: Cosmos 1.0's without tables, told the tokens
+    of the video."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +57,17 @@ class DiTShape:
     text_length: int = 512
     latent_channels: int = 16
     takes_given_mask: bool = False
+    token_vocab: int = 0
+    """Of TOKEN_DECODER: how many token ids there are."""
+    token_dim: int = 0
+    """Of TOKEN_DECODER: channels that a token's embedding adds to the latent's."""
     patch_size: int = 2
     max_latent_frames: int = 128
     max_latent_height: int = 240
     max_latent_width: int = 240
     rope_ratios_THW: tuple[float, float, float] = (2.0, 1.0, 1.0)
     base_fps: float = 24.0
-    """Of COSMOS1: the frames per second at which angles count frames."""
+    """Of all but PREDICT2: the frames per second at which angles count frames."""
 
     @property
     def head_dim(self) -> int:
@@ -68,8 +75,21 @@ class DiTShape:
 
     @property
     def patch_dim(self) -> int:
-        """Values of one token before the patch embedding: latent, (given-frame mask,) padding mask."""
-        return (self.latent_channels + self.takes_given_mask + 1) * self.patch_size**2
+        """Values of a patch before its embedding: latent, (token embedding,) (given mask,) padding mask."""
+        return (self.latent_channels + self.token_dim + self.takes_given_mask + 1) * self.patch_size**2
+
+
+DIFFUSION_DECODER_7B = DiTShape(
+    family=Family.TOKEN_DECODER,
+    num_layers=28,
+    hidden_size=4096,
+    num_heads=32,
+    ffn_hidden_size=16384,
+    token_vocab=64000,
+    token_dim=32,
+    rope_ratios_THW=(1.0, 1.5, 1.5),
+)
+"""Cosmos-Predict1-7B-Decoder-DV8x16x16ToCV8x8x8-720p (spec/predict1-autoregressive.md, 5)."""
 
 
 @dataclass(frozen=True, kw_only=True)
