@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from cosmos_nemo.catalog import Family
+from cosmos_nemo.checkpoint.aux_vars import copy_aux_vars
 from cosmos_nemo.checkpoint.identity import Identity, identify
 from cosmos_nemo.checkpoint.names import network_rules
 from cosmos_nemo.checkpoint.network import open_network
 from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError, LazyTensor
 from cosmos_nemo.checkpoint.reader.base import Index
 from cosmos_nemo.checkpoint.rules import Rule
+from cosmos_nemo.checkpoint.sizes import describe
 from cosmos_nemo.checkpoint.writer import write_diffusers, write_model_pt, write_safetensors, write_torch_dist
 from cosmos_nemo.checkpoint.writer.new_path import refuse_existing
 
@@ -25,7 +27,11 @@ WRITERS: dict[str, Callable[..., None]] = {
     "diffusers": write_diffusers,
 }
 """What `to` may be: NeMo's torch_dist, a family's model.pt, safetensors in its names, a diffusers folder."""
-_FAMILY_OF = {"predict1": Family.COSMOS1, "predict2": Family.PREDICT2}
+_FAMILIES_OF = {
+    "predict1": (Family.COSMOS1, Family.TOKEN_DECODER),
+    "predict2": (Family.PREDICT2,),
+    "diffusers": (Family.COSMOS1, Family.PREDICT2),
+}
 
 
 def convert(
@@ -49,14 +55,16 @@ def convert(
     checkpoint = open_network(source, averaged=averaged)
     identity = identify(checkpoint, model=model)
     family = identity.card.network.family
-    if family is not _FAMILY_OF.get(to, family):
-        (other,) = (name for name, wanted in _FAMILY_OF.items() if wanted is family)
-        raise CheckpointError(f"{source} is {identity.base.name}: convert it --to {other}, not {to}.")
+    if family not in _FAMILIES_OF.get(to, Family):
+        other = next(name for name, families in _FAMILIES_OF.items() if family in families)
+        raise CheckpointError(f"{source} is {describe(identity.card.network)}: convert it --to {other}, not {to}.")
     rules = network_rules(identity.card.network, checkpoint)
     tensors = lazy_network(checkpoint, rules=rules, dtype=dtype)
     if on_tensor is not None:
         tensors = _counted(tensors, on_tensor=on_tensor)
     WRITERS[to](target, tensors, shape=identity.card.network, card_overrides=identity.overrides)
+    if family is Family.TOKEN_DECODER:
+        copy_aux_vars(source, target)
     return identity
 
 

@@ -180,7 +180,7 @@ DIFFUSERS = Format(
 )
 _IN_MEMORY = Format(name="in memory", marker=r"decoder\.layers\.(\d+)\.")
 _FORMATS = (NEMO, PREDICT1, PREDICT2, DIFFUSERS, _IN_MEMORY)
-RELEASED = {Family.COSMOS1: PREDICT1, Family.PREDICT2: PREDICT2}
+RELEASED = {Family.COSMOS1: PREDICT1, Family.PREDICT2: PREDICT2, Family.TOKEN_DECODER: PREDICT1}
 """How the .pt files of each family name their tensors."""
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")

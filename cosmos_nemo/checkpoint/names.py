@@ -36,8 +36,10 @@ def parameter_shapes(shape: DiTShape) -> dict[str, Shape]:
         "extra_pos_embedder.pos_emb_w": (shape.max_latent_width // shape.patch_size, width),
         "extra_pos_embedder.pos_emb_t": (shape.max_latent_frames, width),
     }
+    tokens = {"token_embedder.weight": (shape.token_vocab, shape.token_dim)}
     return {
         "x_embedder.proj.1.weight": (width, shape.patch_dim),
+        **(tokens if shape.family is Family.TOKEN_DECODER else {}),
         **(tables if shape.family is Family.COSMOS1 else {}),
         "t_embedder.1.linear_1.weight": (width, width),
         "t_embedder.1.linear_2.weight": (3 * width, width),

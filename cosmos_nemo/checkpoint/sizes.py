@@ -8,6 +8,7 @@ from cosmos_nemo.checkpoint.reader import Checkpoint
 
 # These change how the weights are used, but no tensor's shape.
 _WITHOUT_SHAPE = ("rope_ratios_THW", "base_fps", "text_length", "patch_size")
+_MAY_BE_NONE = ("takes_given_mask", "token_vocab", "token_dim")
 SIZES = tuple(field.name for field in fields(DiTShape) if field.name not in _WITHOUT_SHAPE)
 
 
@@ -29,6 +30,7 @@ def infer_shape(checkpoint: Checkpoint, *, like: DiTShape) -> DiTShape | None:
     )
     patch = like.patch_size
     channels = size("final_layer.linear.weight", -2) // patch**2
+    token_dim = size("token_embedder.weight", -1)
     found = replace(
         like,
         num_layers=format_.num_layers(present) or size(layer + "mlp.linear_fc1.weight", -3),
@@ -38,10 +40,13 @@ def infer_shape(checkpoint: Checkpoint, *, like: DiTShape) -> DiTShape | None:
         adaln_lora_dim=size("final_layer.adaLN_modulation.1.weight", -2),
         text_dim=size(layer + "cross_attention.linear_kv.weight", -1),
         latent_channels=channels,
-        takes_given_mask=size("x_embedder.proj.1.weight", -1) == (channels + 2) * patch**2,
+        token_vocab=size("token_embedder.weight", -2),
+        token_dim=token_dim,
+        takes_given_mask=size("x_embedder.proj.1.weight", -1) == (channels + token_dim + 2) * patch**2,
     )
     frames = size("extra_pos_embedder.pos_emb_t", -2)
-    found = replace(found, family=Family.COSMOS1 if frames else Family.PREDICT2)
+    without_tables = Family.TOKEN_DECODER if found.token_vocab else Family.PREDICT2
+    found = replace(found, family=Family.COSMOS1 if frames else without_tables)
     if frames:
         found = replace(
             found,
@@ -52,7 +57,7 @@ def infer_shape(checkpoint: Checkpoint, *, like: DiTShape) -> DiTShape | None:
     is_known = size("x_embedder.proj.1.weight", -1) == found.patch_dim
     return (
         found
-        if is_known and all(getattr(found, name) for name in SIZES if name != "takes_given_mask")
+        if is_known and all(getattr(found, name) for name in SIZES if name not in _MAY_BE_NONE)
         else None
     )
 
@@ -73,6 +78,8 @@ def describe(shape: DiTShape) -> str:
     sizes = f"{shape.num_layers} layers, width {shape.hidden_size}"
     if same_sizes(shape, card.network):
         return f"{card.name} ({sizes})"
+    if shape.family is Family.TOKEN_DECODER:
+        return f"a diffusion decoder of {sizes}, {shape.num_heads} heads, {shape.token_vocab:,} tokens"
     without_mask = "Text2Image" if shape.family is Family.PREDICT2 else "Text2World"
     kind = "Video2World" if shape.takes_given_mask else without_mask
     return f"a {kind} network of {sizes}, {shape.num_heads} heads, text width {shape.text_dim}"

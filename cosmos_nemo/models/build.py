@@ -9,8 +9,13 @@ from cosmos_nemo.models.common.dit.model import DiT
 from cosmos_nemo.models.common.dit.spec import layer_spec, transformer_config
 from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
 from cosmos_nemo.models.predict2_dit.model import Predict2DiT
+from cosmos_nemo.models.token_dit.model import TokenDiT
 
-_NETWORKS: dict[Family, type[DiT]] = {Family.COSMOS1: Cosmos1DiT, Family.PREDICT2: Predict2DiT}
+_NETWORKS: dict[Family, type[DiT]] = {
+    Family.COSMOS1: Cosmos1DiT,
+    Family.PREDICT2: Predict2DiT,
+    Family.TOKEN_DECODER: TokenDiT,
+}
 
 
 def build_network(

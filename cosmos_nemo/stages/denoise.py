@@ -4,22 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from cosmos_nemo.catalog import Family, ModelCard
-from cosmos_nemo.checkpoint.load import load_into
-from cosmos_nemo.checkpoint.names import network_rules
 from cosmos_nemo.checkpoint.network import open_network
-from cosmos_nemo.models.build import build_network
 from cosmos_nemo.models.common.backend import Backend
-from cosmos_nemo.models.common.dit.layers import KeyValue
-from cosmos_nemo.models.common.dit.model import DiT, Positions
+from cosmos_nemo.models.common.dit.model import DiT
 from cosmos_nemo.parallel.groups import Groups
 from cosmos_nemo.parallel.rank_zero import everywhere
 from cosmos_nemo.request import Text2WorldRequest, latent_shape
 from cosmos_nemo.sampling.denoiser import Denoise as Denoiser
-from cosmos_nemo.sampling.denoiser import EdmDenoiser, branches_needed, guided
+from cosmos_nemo.sampling.denoiser import EdmDenoiser
 from cosmos_nemo.sampling.given import (
     Corruption,
     DrawnCorruption,
@@ -31,6 +26,7 @@ from cosmos_nemo.sampling.noise import draw_noise
 from cosmos_nemo.sampling.rectified_flow import CleanFrames, FlowDenoiser
 from cosmos_nemo.sampling.samplers import SAMPLERS, OnStep
 from cosmos_nemo.stages.base import Stage
+from cosmos_nemo.stages.guided_network import GuidedNetwork, filled_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +90,7 @@ class Denoise(Stage):
         assert isinstance(network, DiT)
         shape = latent_shape(request, self.card)
         noise = draw_noise(shape, seed=request.seed).to(self.device)
-        predict = _GuidedNetwork(
+        predict = GuidedNetwork(
             network,
             groups=self.groups,
             guidance=request.guidance,
@@ -107,7 +103,7 @@ class Denoise(Stage):
         return sample / self.card.sigma_data
 
     def _denoiser(
-        self, predict: "_GuidedNetwork", condition: Condition | None, noise: Tensor, *, seed: int
+        self, predict: GuidedNetwork, condition: Condition | None, noise: Tensor, *, seed: int
     ) -> Denoiser:
         """Where the families differ: how the network's answer is scaled, and how it is told given frames."""
         sigma_data = self.card.sigma_data
@@ -124,25 +120,15 @@ class Denoise(Stage):
         return GivenDenoiser(denoiser, frames, sigma_data)
 
     def _build(self) -> DiT:
-        checkpoint = open_network(self.checkpoint, averaged=self.averaged)
-        rules = network_rules(self.card.network, checkpoint)
-        collection = self.groups.collection
-        network = build_network(
+        return filled_network(
             self.card.network,
+            checkpoint=open_network(self.checkpoint, averaged=self.averaged),
             backend=self.backend,
-            pg_collection=collection,
+            pg_collection=self.groups.collection,
             device=self.device,
             dtype=self.dtype,
             rope_dtype=self.rope_dtype,
         )
-        load_into(
-            network,
-            checkpoint=checkpoint,
-            rules=rules,
-            tensor_parallel_rank=collection.tp.rank(),
-            tensor_parallel_size=collection.tp.size(),
-        )
-        return network
 
 
 def _placed(condition: Condition, noise: Tensor, sigma_data: float) -> tuple[Tensor, Tensor]:
@@ -160,48 +146,3 @@ def _corruption(condition: Condition, noise: Tensor, *, seed: int) -> Corruption
     if condition.draws_noise:
         return DrawnCorruption(noise.shape, torch.Generator().manual_seed(seed))
     return FixedCorruption(noise, condition.noise_level)
-
-
-class _GuidedNetwork:
-    """(scaled x, noise levels) -> guided F.
-
-    With the branches on two halves of the ranks, each half computes one.
-    """
-
-    def __init__(
-        self,
-        network: DiT,
-        *,
-        groups: Groups,
-        guidance: float,
-        text: dict[str, Tensor],
-        positions: Positions,
-    ) -> None:
-        self.network, self.groups, self.guidance, self.positions = network, groups, guidance, positions
-        self.frames: GivenFrames | CleanFrames | None = None
-        branches = branches_needed(guidance)
-        self.halved = len(branches) == 2 and groups.plan.cfg == 2
-        mine = branches[groups.cfg_rank : groups.cfg_rank + 1] if self.halved else branches
-        self.text: list[list[KeyValue]] = [network.encode_text(text[branch]) for branch in mine]
-
-    def __call__(self, x_BCTHW: Tensor, levels: Tensor) -> Tensor:
-        """levels: c_noise as the network's `modulate` takes it."""
-        modulation = self.network.modulate(levels)
-        outputs = [
-            self.network(
-                x_BCTHW,
-                modulation=modulation,
-                text=text,
-                positions=self.positions,
-                given_mask_B1THW=None if self.frames is None else self.frames.mask_B1THW,
-            )
-            for text in self.text
-        ]
-        if self.halved:
-            outputs = self._exchange(outputs[0])
-        return outputs[0] if len(outputs) == 1 else guided(outputs[0], outputs[1], self.guidance)
-
-    def _exchange(self, output_BCTHW: Tensor) -> list[Tensor]:
-        both = output_BCTHW.new_empty(2 * output_BCTHW.shape[0], *output_BCTHW.shape[1:])
-        dist.all_gather_into_tensor(both, output_BCTHW.contiguous(), group=self.groups.cfg)
-        return list(both.chunk(2))

@@ -12,18 +12,8 @@ from cosmos_nemo.models.cosmos1_dit.embeddings import LearnedPositions
 from cosmos_nemo.parallel.context import local_length
 
 
-class Cosmos1DiT(DiT):
-    """One noise level for all frames, angles that follow the frame rate, position tables in every layer."""
-
-    def __init__(self, shape: DiTShape, **parts: Any) -> None:
-        """parts: as of DiT."""
-        super().__init__(shape, **parts)
-        patch = shape.patch_size
-        self.extra_pos_embedder = LearnedPositions(
-            (shape.max_latent_frames, shape.max_latent_height // patch, shape.max_latent_width // patch),
-            shape.hidden_size,
-            dtype=self.config.params_dtype,
-        )
+class SingleLevelDiT(DiT):
+    """One noise level for all frames, and angles that follow the frame rate."""
 
     def angles(self, grid_THW: tuple[int, int, int], *, fps: float) -> Tensor:
         return rope_angles(
@@ -35,13 +25,27 @@ class Cosmos1DiT(DiT):
             dtype=self.rope_dtype,
         )
 
-    def learned_positions(self, grid_THW: tuple[int, int, int]) -> Tensor:
-        learned: Tensor = self.extra_pos_embedder(self._places(grid_THW))
-        return learned
-
     def modulate(self, timesteps_B: Tensor) -> NetworkModulation:
         """Once per step. `timesteps_B` is c_noise = ln(sigma) / 4."""
         return self.modulated_by(timesteps_B)
+
+
+class Cosmos1DiT(SingleLevelDiT):
+    """With position tables in every layer."""
+
+    def __init__(self, shape: DiTShape, **parts: Any) -> None:
+        """parts: as of DiT."""
+        super().__init__(shape, **parts)
+        patch = shape.patch_size
+        self.extra_pos_embedder = LearnedPositions(
+            (shape.max_latent_frames, shape.max_latent_height // patch, shape.max_latent_width // patch),
+            shape.hidden_size,
+            dtype=self.config.params_dtype,
+        )
+
+    def learned_positions(self, grid_THW: tuple[int, int, int]) -> Tensor:
+        learned: Tensor = self.extra_pos_embedder(self._places(grid_THW))
+        return learned
 
     def _places(self, grid_THW: tuple[int, int, int]) -> Tensor:
         """Places (t, h, w) of this rank's tokens, [s, 3]; padding repeats the last one."""

@@ -69,6 +69,12 @@ def _predict2_vae(case: Case, tensors: Tensors, options: Options) -> Outputs:
     return predict2_vae.check(case, tensors, dtype=options.dtype, device=options.device)
 
 
+def _ar_diffusion_decoder(case: Case, tensors: Tensors, options: Options) -> Outputs:
+    from cosmos_nemo.tools.checks import ar_diffusion_decoder
+
+    return ar_diffusion_decoder.check(case, tensors, options)
+
+
 CHECKS = {
     "predict1_dit": Check(function=_predict1_dit, takes_weights=True),
     "predict1_dit_video": Check(function=_predict1_dit, takes_weights=True),
@@ -81,4 +87,5 @@ CHECKS = {
     "predict2_text2image": Check(function=_predict2_dit, takes_weights=True),
     "predict2_preprocess": Check(function=_predict2_preprocess),
     "predict2_solver": Check(function=_predict2_solver),
+    "ar_diffusion_decoder": Check(function=_ar_diffusion_decoder, takes_weights=True),
 }

@@ -1,4 +1,4 @@
-"""What both diffusion transformers have in common: all but their positions and their noise levels.
+"""What the diffusion transformers have in common: all but their positions and their noise levels.
 
 What a network call needs is worked out as seldom as it changes: `positions` and `encode_text` once per video,
 `modulate` once per step, `forward` once per step and guidance branch.
@@ -169,11 +169,19 @@ class DiT(MegatronModule):
         *,
         padding_mask_B1HW: Tensor | None = None,
         given_mask_B1THW: Tensor | None = None,
+        told_BCTHW: Tensor | None = None,
     ) -> Tensor:
-        """This rank's tokens, [s, B, D]. Channels: latent, given mask (if the network has one), padding."""
+        """This rank's tokens, [s, B, D].
+
+        Channels: latent, what the network is told of every cell, given mask (each if the network has it),
+        padding.
+        """
         b, _, t, h, w = x_BCTHW.shape
         assert (given_mask_B1THW is not None) == self.shape.takes_given_mask
+        assert (told_BCTHW is not None) == (self.shape.token_dim > 0)
         channels = [x_BCTHW]
+        if told_BCTHW is not None:
+            channels.append(told_BCTHW.to(x_BCTHW))
         if given_mask_B1THW is not None:
             channels.append(given_mask_B1THW.to(x_BCTHW))
         if padding_mask_B1HW is None:
@@ -193,17 +201,22 @@ class DiT(MegatronModule):
         positions: Positions,
         padding_mask_B1HW: Tensor | None = None,
         given_mask_B1THW: Tensor | None = None,
+        told_BCTHW: Tensor | None = None,
         recompute: bool = False,
     ) -> Tensor:
         """F of the whole latent, [B, C, T, H, W] float32, on every rank.
 
         x is the whole noisy latent times c_in, the same on all ranks; the padding mask is in pixels, 1 where
-        there is no picture; the given mask is 1 on latent frames the network is told. With `recompute` a
-        layer keeps only its input for the backward pass and is computed a second time there.
+        there is no picture; the given mask is 1 on latent frames the network is told; `told` are channels
+        of the latent's size, the token embedding of TokenDiT. With `recompute` a layer keeps only its input
+        for the backward pass and is computed a second time there.
         """
         runs = self.runs_of(modulation, positions)
         hidden = self.embed_patches(
-            x_BCTHW.to(self.dtype), padding_mask_B1HW=padding_mask_B1HW, given_mask_B1THW=given_mask_B1THW
+            x_BCTHW.to(self.dtype),
+            padding_mask_B1HW=padding_mask_B1HW,
+            given_mask_B1THW=given_mask_B1THW,
+            told_BCTHW=told_BCTHW,
         )
         for layer, by, key_value in zip(self.decoder, modulation.layers, text, strict=True):
             run = partial(_run_again, layer) if recompute else layer
