@@ -69,6 +69,18 @@ def _predict2_vae(case: Case, tensors: Tensors, options: Options) -> Outputs:
     return predict2_vae.check(case, tensors, dtype=options.dtype, device=options.device)
 
 
+def _ar_fsq(case: Case, tensors: Tensors, options: Options) -> Outputs:
+    from cosmos_nemo.tools.checks import ar_fsq
+
+    return ar_fsq.check(case, tensors, device=options.device)
+
+
+def _ar_tokenizer(case: Case, tensors: Tensors, options: Options) -> Outputs:
+    from cosmos_nemo.tools.checks import ar_tokenizer
+
+    return ar_tokenizer.check(case, tensors, dtype=options.dtype, device=options.device)
+
+
 CHECKS = {
     "predict1_dit": Check(function=_predict1_dit, takes_weights=True),
     "predict1_dit_video": Check(function=_predict1_dit, takes_weights=True),
@@ -81,4 +93,6 @@ CHECKS = {
     "predict2_text2image": Check(function=_predict2_dit, takes_weights=True),
     "predict2_preprocess": Check(function=_predict2_preprocess),
     "predict2_solver": Check(function=_predict2_solver),
+    "ar_fsq": Check(function=_ar_fsq),
+    "ar_tokenizer": Check(function=_ar_tokenizer),
 }
