@@ -215,6 +215,19 @@ class DiscreteTokenizerShape:
     spatial_compression: int = 16
     temporal_compression: int = 8
 
+    @property
+    def autoencoder(self) -> TokenizerShape:
+        """Encoder and decoder, which are those of a continuous tokenizer of these sizes."""
+        return TokenizerShape(
+            channels=self.channels,
+            channel_multipliers=self.channel_multipliers,
+            num_res_blocks=self.num_res_blocks,
+            latent_channels=self.latent_channels,
+            patch_size=self.patch_size,
+            spatial_compression=self.spatial_compression,
+            temporal_compression=self.temporal_compression,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenModel:

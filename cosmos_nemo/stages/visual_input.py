@@ -146,6 +146,30 @@ def cropped(frames_THWC: Tensor, *, height: int, width: int) -> Tensor:
     antialiased on 0..1, then cut, not rounded, to levels. VisualInputError for frames so long that most of
     what they would be resized to is cut away.
     """
+    result = frames_THWC.new_empty(len(frames_THWC), height, width, 3)
+    for number, part_CHW in enumerate(_covering(frames_THWC, height=height, width=width)):
+        result[number] = (part_CHW * 255).to(torch.uint8).permute(1, 2, 0)
+    return result
+
+
+def cropped_pixels(frames_THWC: Tensor, *, height: int, width: int) -> Tensor:
+    """uint8 frames as the discrete video tokenizer takes them: float32 [1, 3, T, height, width], -1..1.
+
+    As the released resize_input of the autoregressive scripts (spec/predict1-autoregressive.md, 4.1): the
+    centre of what `cropped` resizes to, but never made levels in between, so that no precision is lost; white
+    is 1. VisualInputError as there. Its frames are those that are given: the scripts repeat the last one until
+    the clip has 33, which the causal tokenizer makes nothing of (see DiscreteTokenizer).
+    """
+    pixels = torch.empty(
+        1, 3, len(frames_THWC), height, width, dtype=torch.float32, device=frames_THWC.device
+    )
+    for number, part_CHW in enumerate(_covering(frames_THWC, height=height, width=width)):
+        pixels[0, :, number] = part_CHW * 2 - 1
+    return pixels
+
+
+def _covering(frames_THWC: Tensor, *, height: int, width: int) -> Iterator[Tensor]:
+    """Of each frame float32 0..1 [3, height, width]: resized to cover the size, of that the centre."""
     assert frames_THWC.dtype == torch.uint8 and frames_THWC.ndim == 4 and frames_THWC.shape[3] == 3
     _, rows, columns, _ = frames_THWC.shape
     scale = max(width / columns, height / rows)
@@ -156,16 +180,13 @@ def cropped(frames_THWC: Tensor, *, height: int, width: int) -> Tensor:
             f"would be enlarged to {covering[1]:,} x {covering[0]:,}. Crop it before."
         )
     top, left = round((covering[0] - height) / 2), round((covering[1] - width) / 2)
-    result = frames_THWC.new_empty(len(frames_THWC), height, width, 3)
-    for number, frame_HWC in enumerate(frames_THWC):  # one at a time: large frames are large in float32
+    for frame_HWC in frames_THWC:  # one at a time: large frames are large in float32
         frame_1CHW = frame_HWC.permute(2, 0, 1)[None].float() / 255
         if frame_1CHW.shape[2:] != covering:
             frame_1CHW = functional.interpolate(
                 frame_1CHW, size=covering, mode="bilinear", align_corners=False, antialias=True
             )
-        part_CHW = frame_1CHW[0, :, top : top + height, left : left + width]
-        result[number] = (part_CHW * 255).to(torch.uint8).permute(1, 2, 0)
-    return result
+        yield frame_1CHW[0, :, top : top + height, left : left + width]
 
 
 def unit_pixels(frames_THWC: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def write_released_tokenizer(
     if layout == "jit":
         for part in PARTS:
             weights = random_weights(shape, seed=seed, parts=(part,))
-            _write_archive(released_tensors(shape, weights, parts=(part,)), folder / f"{part}.jit")
+            write_archive(released_tensors(shape, weights, parts=(part,)), folder / f"{part}.jit")
     else:
         write_tokenizer_safetensors(folder, shape, random_weights(shape, seed=seed))
     draw = torch.Generator().manual_seed(seed)
@@ -52,11 +52,11 @@ def random_weights(shape: TokenizerShape, *, seed: int, parts: Collection[str] =
     for part in parts:
         draw = torch.Generator().manual_seed(2 * seed + PARTS.index(part))
         for name, sizes in tensor_shapes(shape, parts=(part,)).items():
-            weights[name] = _random_tensor(name, sizes, draw)
+            weights[name] = random_tensor(name, sizes, draw)
     return weights
 
 
-def _random_tensor(name: str, sizes: tuple[int, ...], draw: torch.Generator) -> Tensor:
+def random_tensor(name: str, sizes: tuple[int, ...], draw: torch.Generator) -> Tensor:
     values = torch.randn(sizes, generator=draw)
     if name.endswith("norm.weight"):
         return 1 + 0.1 * values
@@ -78,7 +78,8 @@ class _Branch(nn.Module):
         return x
 
 
-def _write_archive(tensors: Mapping[str, Tensor], path: Path) -> None:
+def write_archive(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Writes a TorchScript module that holds tensors of these names and returns its input."""
     root = _Branch()
     for name, values in tensors.items():
         *branches, leaf = name.split(".")

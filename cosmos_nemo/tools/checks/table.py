@@ -75,6 +75,18 @@ def _ar_diffusion_decoder(case: Case, tensors: Tensors, options: Options) -> Out
     return ar_diffusion_decoder.check(case, tensors, options)
 
 
+def _ar_fsq(case: Case, tensors: Tensors, options: Options) -> Outputs:
+    from cosmos_nemo.tools.checks import ar_fsq
+
+    return ar_fsq.check(case, tensors, device=options.device)
+
+
+def _ar_tokenizer(case: Case, tensors: Tensors, options: Options) -> Outputs:
+    from cosmos_nemo.tools.checks import ar_tokenizer
+
+    return ar_tokenizer.check(case, tensors, dtype=options.dtype, device=options.device)
+
+
 CHECKS = {
     "predict1_dit": Check(function=_predict1_dit, takes_weights=True),
     "predict1_dit_video": Check(function=_predict1_dit, takes_weights=True),
@@ -88,4 +100,6 @@ CHECKS = {
     "predict2_preprocess": Check(function=_predict2_preprocess),
     "predict2_solver": Check(function=_predict2_solver),
     "ar_diffusion_decoder": Check(function=_ar_diffusion_decoder, takes_weights=True),
+    "ar_fsq": Check(function=_ar_fsq),
+    "ar_tokenizer": Check(function=_ar_tokenizer),
 }

@@ -13,7 +13,7 @@ from cosmos_nemo.catalog import TokenizerShape
 from cosmos_nemo.checkpoint.reader import CheckpointError, open_checkpoint
 from cosmos_nemo.models.video_tokenizer.model import to_uint8
 from cosmos_nemo.stages.tokenizer import Tokenizer
-from cosmos_nemo.tools.standin_tokenizer import _write_archive, random_weights, write_released_tokenizer
+from cosmos_nemo.tools.standin_tokenizer import write_archive, random_weights, write_released_tokenizer
 
 SHAPE = TokenizerShape(channels=8, channel_multipliers=(1, 2, 2), statistics_frames=6)
 CPU = torch.device("cpu")
@@ -88,7 +88,7 @@ def test_the_archive_of_both_parts_serves_where_there_is_no_other(released: Path
     with stage(released) as parts:
         wanted = parts.decode(latent_of())
     tensors = load_state(released / "encoder.jit") | load_state(released / "decoder.jit")
-    _write_archive(tensors, released / "autoencoder.jit")
+    write_archive(tensors, released / "autoencoder.jit")
     (released / "encoder.jit").unlink()
     (released / "decoder.jit").unlink()
     with stage(released) as both:
