@@ -7,7 +7,7 @@ is what all ranks together park.
 Memory is in bytes, heights and widths in pixels of the video.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from cosmos_nemo.catalog import (
@@ -16,6 +16,8 @@ from cosmos_nemo.catalog import (
     LanguageShape,
     ModelCard,
     Task,
+    TokenModel,
+    TokenShape,
     VisionShape,
     WanTokenizerShape,
 )
@@ -48,6 +50,8 @@ _WAN_DECODE = 97 * GIB // 10
 _IMAGE_WORK = GIB // 5
 """The vision tower's, on an image of 1024 x 1024 pixels; with one of 1280 x 704 the upsampler's measured
 peak is 0.2 GiB below the prediction."""
+_DISCRETE_WORK = 3 * GIB / (40 * 64)
+"""Of the discrete tokenizer, a cell of 16 x 16 pixels: three GiB for nine frames of 1024 x 640."""
 _REFINER_WORK = GIB
 """Keys, values and activations of the prompt refiner with up to 1,280 tokens of a picture."""
 _WIDTHS_SPLIT_BY_TENSOR_PARALLEL = 8.0
@@ -59,6 +63,8 @@ _LATENT_CELLS, _CHANNELS = 88 * 160, 128
 _FRAMES_PER_PIECE = 8
 _TOKENIZER_ENCODER, _TOKENIZER_DECODER = 42_914_864, 62_738_832
 _COLORS = 3
+_DISCRETE_TOKENIZER = 110_900_000
+_DECODER_WINDOW = 8
 _WAN_TOKENIZER, _WAN_CHANNELS = 126_892_531, 96
 _LLAMA_GUARD = 8_030_261_248
 _REFINER = 8_292_166_656
@@ -89,13 +95,17 @@ _ORDER_WITH_GIVEN_FRAMES = (
     "video_guard",
 )
 """The tokenizer encodes first. That takes less than its decoding later, for which its work is predicted."""
+_ORDER_OF_TOKENS = ("discrete_tokenizer", "token_generation", "diffusion_decoder", "tokenizer", "video_guard")
+"""Of autoregressive models. Where the discrete tokenizer makes the frames, see token_stages."""
 _ORDER_WITHOUT_UPSAMPLER = tuple(name for name in dict.fromkeys(ORDER) if name != "upsampler")
 _OFFLOAD_NAME = {
     "text_guard": "guardrails",
     "upsampler": "prompt_upsampler",
     "video_guard": "guardrails",
+    "discrete_tokenizer": "tokenizer",
 }
 """Where --offload calls a stage by another name."""
+_ON_EVERY_RANK = ("denoise", "token_generation", "diffusion_decoder")
 PUBLISHED_OFFLOADS = tuple(
     frozenset(names)
     for names in accumulate(
@@ -180,6 +190,8 @@ def stage_memory(
     upsamples: whether they run, be they the card's or a person's own; guards are taken to be as large as the
     released ones.
     """
+    if card.tokens is not None:
+        return token_stages(card, card.tokens, plan=plan or Plan(), guardrails=guardrails)
     height, width = height or card.video.height, width or card.video.width
     side = card.tokenizer.spatial_compression
     at_once = card.video.at_once(num_frames or card.video.num_frames)
@@ -198,8 +210,59 @@ def stage_memory(
     return tuple(stages[name] for name in dict.fromkeys(order_of(card)) if name in stages)
 
 
+def token_stages(
+    card: ModelCard, tokens: TokenModel, *, plan: Plan, guardrails: bool = True, batch_size: int = 1
+) -> tuple[StageMemory, ...]:
+    """Of an autoregressive model with its diffusion decoder; batch_size: videos whose tokens are drawn together.
+
+    The decoder makes at most _DECODER_WINDOW latent frames at once.
+    """
+    _, rows, columns = tokens.network.latent_THW
+    side = tokens.tokenizer.spatial_compression // card.tokenizer.spatial_compression
+    latent = _DECODER_WINDOW, rows * side, columns * side
+    decoder = _denoise(card.network, latent, plan=plan, num_branches=card.num_branches)
+    stages = [
+        StageMemory(
+            "discrete_tokenizer",
+            int(_DISCRETE_TOKENIZER * (tokens.tokenizer.channels / _CHANNELS) ** 2) * _BFLOAT16,
+            int(_DISCRETE_WORK * rows * columns * tokens.tokenizer.channels / _CHANNELS),
+        ),
+        _token_generation(tokens.network, tensor_parallel=plan.tp, batch_size=batch_size),
+        replace(decoder, name="diffusion_decoder"),
+        _tokenizer(card, latent),
+    ]
+    if guardrails:
+        stages.append(_video_guard(latent))
+    return tuple(stages)
+
+
+def token_parameters(shape: TokenShape, *, tensor_parallel: int = 1) -> int:
+    """Of one rank's part of a token transformer."""
+    width, heads = shape.hidden_size, shape.num_heads * shape.head_dim
+    key_value = shape.num_kv_heads * shape.head_dim
+    layer = width * (2 * heads + 2 * key_value + 3 * shape.ffn_hidden_size)
+    norms = 2 * width + 2 * shape.head_dim
+    if shape.takes_text:
+        layer += 2 * width * heads + 2 * shape.text_dim * key_value
+        norms += width + 2 * shape.head_dim
+    ends = (shape.embedding_rows + shape.vocab_size) * width
+    return (shape.num_layers * layer + ends) // tensor_parallel + shape.num_layers * norms + width
+
+
+def _token_generation(shape: TokenShape, *, tensor_parallel: int, batch_size: int) -> StageMemory:
+    """Keys and values of every token, and the activations of the longest prompt: two fifths of the tokens."""
+    one_token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim // tensor_parallel
+    prompt = shape.num_video_tokens * 2 // shape.latent_THW[0]
+    activations = prompt * (4 * shape.hidden_size + 3 * shape.ffn_hidden_size // tensor_parallel)
+    work = batch_size * (shape.max_length * one_token + activations) * _BFLOAT16
+    weights = token_parameters(shape, tensor_parallel=tensor_parallel) * _BFLOAT16
+    return StageMemory("token_generation", weights, work)
+
+
 def order_of(card: ModelCard) -> tuple[str, ...]:
     """The stages of one of the card's videos, as they are entered."""
+    if card.tokens is not None:
+        return _ORDER_OF_TOKENS
     if card.starts_from_frames:
         return _ORDER_WITH_GIVEN_FRAMES
     return _ORDER_WITHOUT_UPSAMPLER if card.task is Task.TEXT2IMAGE else ORDER
@@ -231,11 +294,11 @@ def peak(
 def host_bytes(stages: tuple[StageMemory, ...], offload: frozenset[str], *, plan: Plan | None = None) -> int:
     """Of the host copies of all parked stages of all ranks.
 
-    Each rank has its network, or its part of it; the other stages are those of each replica's first rank.
+    Each rank has its networks, or its parts of them; the other stages are those of each replica's first rank.
     """
     plan = plan or Plan()
     return sum(
-        stage.weights * (plan.num_ranks if stage.name == "denoise" else plan.replicas)
+        stage.weights * (plan.num_ranks if stage.name in _ON_EVERY_RANK else plan.replicas)
         for stage in stages
         if stage.is_in(offload)
     )

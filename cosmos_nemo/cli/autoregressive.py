@@ -26,7 +26,6 @@ from cosmos_nemo.cli.predict1 import (
 from cosmos_nemo.cli.translate import invocation_of
 from cosmos_nemo.request import (
     OFFLOADABLE_OF_TOKENS,
-    SAMPLER_NAMES,
     AutoregressiveRequest,
     RequestError,
 )
@@ -170,7 +169,7 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
         "--sampler",
         default=None,
         metavar="NAME",
-        help="of the decoder: " + ", ".join(SAMPLER_NAMES) + "; EDM",
+        help="of the decoder: RES, EDM; EDM",
     )
 
 

@@ -15,6 +15,7 @@ from cosmos_nemo.catalog import (
     TokenModel,
     with_overrides,
 )
+from cosmos_nemo.checkpoint.aux_vars import read_generic_text
 from cosmos_nemo.checkpoint.card_file import read_card_file
 from cosmos_nemo.checkpoint.fingerprint import fingerprint
 from cosmos_nemo.checkpoint.locate import (
@@ -34,6 +35,7 @@ from cosmos_nemo.checkpoint.network import open_network
 from cosmos_nemo.checkpoint.reader import CheckpointError, open_checkpoint
 from cosmos_nemo.models.video_tokenizer.model import PARTS
 from cosmos_nemo.request import RequestError, Setup
+from cosmos_nemo.stages.discrete_tokenizer import DiscreteTokenizerStage
 from cosmos_nemo.stages.guardrail import WORD_LISTS
 from cosmos_nemo.stages.guardrail.text_guard import check_text_guard
 from cosmos_nemo.stages.guardrail.video_guard import check_video_guard
@@ -177,8 +179,8 @@ def _check_tokens(decoder: DiTShape, tokens: TokenModel, files: Files) -> None:
             shape=tokens.tokenizer, folder=files.discrete_tokenizer, device=torch.device("cpu")
         ).check()
     if files.diffusion_decoder is not None:
-        network_rules(decoder, open_network(files.diffusion_decoder / "model.pt"))
-        read_aux_vars(files.diffusion_decoder, decoder)
+        network_rules(decoder, open_network(files.diffusion_decoder))
+        read_generic_text(files.diffusion_decoder, text_dim=decoder.text_dim)
 
 
 def _check_tokenizer(card: ModelCard, folder: Path) -> None:

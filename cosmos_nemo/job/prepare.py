@@ -34,6 +34,7 @@ from cosmos_nemo.request import (
 )
 from cosmos_nemo.sampling.samplers import SAMPLERS
 from cosmos_nemo.sampling.tokens import TokenSampling
+from cosmos_nemo.stages.diffusion_decoder import DECODER_SAMPLERS
 from cosmos_nemo.stages.media import check_writable
 
 logger = logging.getLogger(__name__)
@@ -214,8 +215,11 @@ def _check_task(request: Text2WorldRequest, card: ModelCard) -> None:
 
 def _check_steps(request: Text2WorldRequest) -> None:
     """A sampler may need more steps than one, or steps that are not too small."""
+    samplers = DECODER_SAMPLERS if isinstance(request, AutoregressiveRequest) else SAMPLERS
+    if request.sampler not in samplers:
+        raise RequestError(f"--sampler {request.sampler} is none of the decoder's: {', '.join(samplers)}.")
     try:
-        SAMPLERS[request.sampler].num_calls(request.num_steps)
+        samplers[request.sampler].num_calls(request.num_steps)
     except ValueError as error:
         raise RequestError(f"--num_steps {request.num_steps} --sampler {request.sampler}: {error}") from None
 

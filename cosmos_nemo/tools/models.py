@@ -11,8 +11,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     for card in CARDS.values():
-        video, network = card.video, card.network
+        video = card.video
         print(card.name)
+        network = card.tokens.network if card.tokens is not None else card.network
         print(f"  {card.task.value}; {network.num_layers} layers of width {network.hidden_size}")
         frames = f"{video.num_frames} frames of {video.width} x {video.height} at {video.fps} fps"
         if card.task is Task.TEXT2IMAGE:

@@ -20,12 +20,15 @@ from cosmos_nemo.catalog import (
     Family,
     ModelCard,
     Task,
+    TokenModel,
     WanTokenizerShape,
     find_card,
     overrides_of,
 )
 from cosmos_nemo.checkpoint.locate import (
     HubFiles,
+    diffusion_decoder_of,
+    discrete_tokenizer_of,
     guardrail_of,
     text_encoder_of,
     text_guard_of,
@@ -38,6 +41,8 @@ _NANO_WIDTH = 512
 """Networks up to this width are written as they are."""
 
 _TOKENIZER_CHANNELS = 16
+_SMALL_TOKENS = (4, 6)
+"""Rows and columns of an autoregressive stand-in's tokens."""
 _MARKER = "standin.json"
 _LAYOUT_USE = {
     "folder": "general.py --cosmos_assets_dir {folder} or {door} --checkpoint_dir {folder}",
@@ -90,6 +95,8 @@ def standin_card(card: ModelCard) -> ModelCard:
     network = card.network
     if network.hidden_size <= _NANO_WIDTH:
         return card
+    if card.tokens is not None:
+        return _small_tokens(card, card.tokens)
     heads, head_dim = network.num_heads // 4, 32
     small = replace(
         network,
@@ -101,6 +108,34 @@ def standin_card(card: ModelCard) -> ModelCard:
         text_dim=network.text_dim // 16,
     )
     return replace(card, network=small, tokenizer=replace(card.tokenizer, channels=_TOKENIZER_CHANNELS))
+
+
+def _small_tokens(card: ModelCard, tokens: TokenModel) -> ModelCard:
+    """An autoregressive model that makes smaller videos, too: it takes no flags for their size."""
+    from cosmos_nemo.tools.standin_diffusion_decoder import nano_decoder
+
+    latent_THW, shape = (tokens.network.latent_THW[0], *_SMALL_TOKENS), tokens.network
+    side = tokens.tokenizer.spatial_compression
+    small = replace(
+        tokens,
+        network=replace(
+            shape,
+            num_layers=shape.num_layers // 7,
+            hidden_size=shape.hidden_size // 32,
+            num_heads=shape.num_heads // 2,
+            head_dim=shape.head_dim // 16,
+            ffn_hidden_size=shape.ffn_hidden_size // 32,
+            latent_THW=latent_THW,
+        ),
+        tokenizer=replace(tokens.tokenizer, channels=_TOKENIZER_CHANNELS),
+    )
+    return replace(
+        card,
+        tokens=small,
+        network=nano_decoder(card.network),
+        tokenizer=replace(card.tokenizer, channels=_TOKENIZER_CHANNELS),
+        video=replace(card.video, height=latent_THW[1] * side, width=latent_THW[2] * side),
+    )
 
 
 def write_standin(cards: Sequence[ModelCard], folder: Path, *, seed: int, layout: str) -> bool:
@@ -129,6 +164,8 @@ def write_standin(cards: Sequence[ModelCard], folder: Path, *, seed: int, layout
 def _write_parts(card: ModelCard, root: Path, *, seed: int, layout: str) -> None:
     """All models of one card, but for those that an earlier card brought."""
     from cosmos_nemo.stages.guardrail import WORD_LISTS
+    from cosmos_nemo.tools.standin_diffusion_decoder import write_diffusion_decoder
+    from cosmos_nemo.tools.standin_discrete_tokenizer import write_released_discrete_tokenizer
     from cosmos_nemo.tools.standin_pixtral import write_pixtral
     from cosmos_nemo.tools.standin_refiner import write_refiner
     from cosmos_nemo.tools.standin_text import write_text_encoder
@@ -155,11 +192,18 @@ def _write_parts(card: ModelCard, root: Path, *, seed: int, layout: str) -> None
     parts: list[tuple[HubFiles, Callable[..., object]]] = [
         (weights_of(card), functools.partial(_write_network, small, card)),
         (tokenizer_of(card), write_tokenizer),
-        (
-            text_encoder_of(card),
-            functools.partial(write_text_encoder, text_dim=small.network.text_dim),
-        ),
     ]
+    if small.tokens is not None:
+        parts += [
+            (
+                discrete_tokenizer_of(card),
+                functools.partial(write_released_discrete_tokenizer, small.tokens.tokenizer),
+            ),
+            (diffusion_decoder_of(card), functools.partial(write_diffusion_decoder, small.network)),
+        ]
+    if card.sources.text_encoder:
+        write_t5 = functools.partial(write_text_encoder, text_dim=small.network.text_dim)
+        parts.append((text_encoder_of(card), write_t5))
     if card.sources.upsampler and card.network.family is Family.PREDICT2:
         parts.append((upsampler_of(card), write_refiner))
     elif card.sources.upsampler and card.task is Task.TEXT2WORLD:
@@ -168,7 +212,9 @@ def _write_parts(card: ModelCard, root: Path, *, seed: int, layout: str) -> None
         # As the download leaves it: Mistral's file, and the tokenizer of another repository beside it.
         parts.append((upsampler_of(card), functools.partial(write_pixtral, layout="mistral")))
     if card.sources.guardrail:
-        parts += [(guardrail_of(card), write_guardrails), (text_guard_of(card), write_llama_guard)]
+        parts.append((guardrail_of(card), write_guardrails))
+    if card.sources.text_guard:
+        parts.append((text_guard_of(card), write_llama_guard))
     network = _place(weights_of(card), root=root, seed=seed, layout=layout)
     is_first = not network.exists()
     for files, write in parts:
@@ -219,7 +265,8 @@ def _place(files: HubFiles, *, root: Path, seed: int, layout: str) -> Path:
 def _marker(cards: Sequence[ModelCard], *, seed: int, layout: str) -> dict[str, Any]:
     sizes = {
         card.name: {
-            part: dataclasses.asdict(getattr(standin_card(card), part)) for part in ("network", "tokenizer")
+            part: dataclasses.asdict(getattr(standin_card(card), part))
+            for part in ("network", "tokenizer", *(("tokens",) if card.tokens is not None else ()))
         }
         for card in cards
     }
