@@ -7,6 +7,8 @@ from cosmos_nemo.memory import predict
 from cosmos_nemo.pipelines.video2world import chunks_of
 from cosmos_nemo.request import (
     OFFLOADABLE,
+    OFFLOADABLE_OF_TOKENS,
+    AutoregressiveRequest,
     InterpolationRequest,
     Text2ImageRequest,
     Video2WorldRequest,
@@ -14,6 +16,7 @@ from cosmos_nemo.request import (
     latent_shape,
 )
 from cosmos_nemo.sampling.samplers import SAMPLERS
+from cosmos_nemo.stages.diffusion_decoder import DECODER_SAMPLERS
 from cosmos_nemo.stages.records import past_lines, past_of
 
 _NAMES = {
@@ -31,10 +34,6 @@ _NAMES = {
 def describe(job: Job) -> str:
     """The requests, the plan and the files."""
     request = job.request
-    _, _, frames, rows, columns = latent_shape(replace(request, num_frames=_at_once(job)), job.card)
-    patch = job.card.network.patch_size
-    calls = SAMPLERS[request.sampler].num_calls(request.num_steps)
-    tokens = frames * (rows // patch) * (columns // patch)
     where = (
         f"{len(job.requests)} {request.made}s{f' in {job.folder}' if job.folder is not None else ''}"
         if job.is_batch
@@ -43,15 +42,55 @@ def describe(job: Job) -> str:
     lines = [
         f"{job.card.name}: {_size(job)}, seed {request.seed}, {where}",
         *_given(job),
-        f"latent {frames} x {rows} x {columns}, {tokens:,} tokens; {request.sampler}, "
-        f"{request.num_steps} steps, guidance {request.guidance:g}: "
-        f"{calls * request.num_branches} network calls{_a_part(job)}",
+        *_drawn(job),
         f"{job.plan.num_ranks} rank(s): {job.plan}; back end {job.backend.name} in {str(job.dtype)[6:]}",
     ]
     for name in job.needs:
         path = job.files.found().get(name)
         lines.append(f"{_NAMES[name]}: {path or 'not here; a run would look for it on the hub'}")
     return "\n".join([*lines, *_memory(job), *_past(job), *remarks(job)])
+
+
+def _drawn(job: Job) -> list[str]:
+    """What the networks do for a video."""
+    if isinstance(job.request, AutoregressiveRequest):
+        return _tokens(job, job.request)
+    request = job.request
+    _, _, frames, rows, columns = latent_shape(replace(request, num_frames=_at_once(job)), job.card)
+    patch = job.card.network.patch_size
+    calls = SAMPLERS[request.sampler].num_calls(request.num_steps)
+    tokens = frames * (rows // patch) * (columns // patch)
+    return [
+        f"latent {frames} x {rows} x {columns}, {tokens:,} tokens; {request.sampler}, "
+        f"{request.num_steps} steps, guidance {request.guidance:g}: "
+        f"{calls * request.num_branches} network calls{_a_part(job)}"
+    ]
+
+
+def _tokens(job: Job, request: AutoregressiveRequest) -> list[str]:
+    assert job.card.tokens is not None
+    shape, tokenizer = job.card.tokens.network, job.card.tokens.tokenizer
+    frames, rows, columns = shape.latent_THW
+    given = ((request.num_input_frames - 1) // tokenizer.temporal_compression + 1) * rows * columns
+    which = (
+        f"top-k {request.top_k}"
+        if request.top_k is not None
+        else "all"
+        if request.top_p is None
+        else f"top-p {request.top_p:g}"
+    )
+    lines = [
+        f"tokens {frames} x {rows} x {columns}: {given:,} given, {shape.num_video_tokens - given:,} drawn at "
+        f"temperature {request.temperature:g}, {which}"
+    ]
+    if not job.setup.decodes_by_diffusion:
+        return [*lines, "frames by the discrete tokenizer"]
+    calls = DECODER_SAMPLERS[request.sampler].num_calls(request.num_steps)
+    return [
+        *lines,
+        f"frames by the diffusion decoder: {request.sampler}, {request.num_steps} steps, guidance "
+        f"{request.guidance:g}: {calls * request.num_branches} network calls",
+    ]
 
 
 def _size(job: Job) -> str:
@@ -93,6 +132,8 @@ def _given(job: Job) -> list[str]:
             f"{clips} of {request.num_frames} frames, each between two frames of {_start(job)} that are "
             f"{request.frame_stride} apart, from its frame {request.frame_index_start}"
         ]
+    if isinstance(request, AutoregressiveRequest):
+        return [f"goes on from {_last(request.num_input_frames)} of {_start(job)}"]
     if not isinstance(request, Video2WorldRequest):
         return []
     lines = [f"goes on from {_last(request.num_input_frames)} of {_start(job)}"]
@@ -137,7 +178,8 @@ def _memory(job: Job) -> list[str]:
         text_encoder_itemsize=4 if setup.text_encoder_dtype == "float32" else 2,
     )
     parts = [f"{stage.name} {_gib(stage.weights)} + {_gib(stage.work)}" for stage in predicted.stages]
-    offloaded = ", ".join(name for name in OFFLOADABLE if name in setup.offload) or "nothing"
+    names = OFFLOADABLE if job.card.tokens is None else OFFLOADABLE_OF_TOKENS
+    offloaded = ", ".join(name for name in names if name in setup.offload) or "nothing"
     whose = f", all {num_ranks} ranks together," if num_ranks > 1 else ""
     return [
         f"predicted on GPUs, in GiB: {_gib(predicted.peak)} at the peak of GPU 0, {_gib(predicted.host)} of "
