@@ -99,6 +99,25 @@ def test_a_sample_with_other_given_frames_fails(case, change, tmp_path, capsys):
     assert [line.split()[-1] for line in printed(capsys).values()] == ["FAIL"]
 
 
+@pytest.mark.parametrize(
+    ("number", "change", "output"),
+    [
+        (0, {"top_p": 0.7}, "case0.probs"),
+        (2, {"temperature": 0.7}, "case2.probs"),
+        (16, {"top_k": 6}, "case16.probs"),
+        (17, {"top_k": 60}, "case17.token"),
+    ],
+)
+def test_tokens_drawn_in_another_way_fail(number, change, output, tmp_path, capsys):
+    path = HERE / "predict1_ar_sampling.safetensors"
+    shutil.copy(path, tmp_path)
+    facts = json.loads(path.with_suffix(".json").read_text())
+    facts["cases"][number] |= change
+    (tmp_path / "predict1_ar_sampling.json").write_text(json.dumps(facts))
+    assert verify(tmp_path / path.name, "--only", output) == 1
+    assert [line.split()[-1] for line in printed(capsys).values()] == ["FAIL"]
+
+
 def test_weights_of_another_model_exit_2_with_a_sentence(capsys):
     assert verify(HERE / "predict1_dit_video_tiny.safetensors", "--weights", HERE / "nemo_text_zarr") == 2
     assert "nemo_text_zarr" in capsys.readouterr().err

@@ -15,6 +15,12 @@ class Check:
     """Whether a checkpoint can stand in for the weights inside the reference file."""
 
 
+def _ar_sampling(case: Case, tensors: Tensors, options: Options) -> Outputs:
+    from cosmos_nemo.tools.checks import ar_sampling
+
+    return ar_sampling.check(case, tensors, options)
+
+
 def _predict1_dit(case: Case, tensors: Tensors, options: Options) -> Outputs:
     from cosmos_nemo.tools.checks import predict1_dit
 
@@ -88,6 +94,7 @@ def _ar_tokenizer(case: Case, tensors: Tensors, options: Options) -> Outputs:
 
 
 CHECKS = {
+    "ar_sampling": Check(function=_ar_sampling),
     "predict1_dit": Check(function=_predict1_dit, takes_weights=True),
     "predict1_dit_video": Check(function=_predict1_dit, takes_weights=True),
     "predict1_rope": Check(function=_predict1_rope),
