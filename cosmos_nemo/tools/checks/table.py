@@ -15,6 +15,12 @@ class Check:
     """Whether a checkpoint can stand in for the weights inside the reference file."""
 
 
+def _ar_transformer(case: Case, tensors: Tensors, options: Options) -> Outputs:
+    from cosmos_nemo.tools.checks import ar_transformer
+
+    return ar_transformer.check(case, tensors, options)
+
+
 def _predict1_dit(case: Case, tensors: Tensors, options: Options) -> Outputs:
     from cosmos_nemo.tools.checks import predict1_dit
 
@@ -70,6 +76,7 @@ def _predict2_vae(case: Case, tensors: Tensors, options: Options) -> Outputs:
 
 
 CHECKS = {
+    "ar_transformer": Check(function=_ar_transformer, takes_weights=True),
     "predict1_dit": Check(function=_predict1_dit, takes_weights=True),
     "predict1_dit_video": Check(function=_predict1_dit, takes_weights=True),
     "predict1_rope": Check(function=_predict1_rope),
