@@ -22,6 +22,8 @@ _SPLIT_AXIS = {
     "linear_proj": _ROW,
     "linear_fc2": _ROW,
 }
+# Outside the layers, rows of the vocabulary.
+_VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 
 
 @torch.no_grad()
@@ -66,6 +68,8 @@ def rank_index(name: str, *, shape: Shape, rank: int, size: int) -> Index:
 
 def split_axis(name: str) -> int | None:
     """Along which axis tensor parallelism splits our parameter `name`; None: every rank has it whole."""
+    if name in _VOCABULARY:
+        return _COLUMN
     return _SPLIT_AXIS.get(name.split(".")[-2]) if name.startswith("decoder.layers.") else None
 
 

@@ -25,7 +25,11 @@ class Rule(ABC):
 
     @abstractmethod
     def stored_shape(self) -> Shape:
-        """The shape that each of the file's tensors must have."""
+        """The shape that each of the file's tensors must have, or the first where they differ."""
+
+    def stored_shapes(self) -> tuple[Shape, ...]:
+        """The shape of each of the file's tensors, in the order of `names`."""
+        return (self.stored_shape(),) * len(self.names)
 
     @abstractmethod
     def read(self, checkpoint: Checkpoint, index: Index = ()) -> Tensor:
@@ -92,6 +96,49 @@ class InterleavedHeads(Rule):
     def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
         pattern = "(head part row) column -> part (head row) column"
         return tuple(rearrange(tensor, pattern, part=len(self.names), row=self.head_dim))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedHeads(Rule):
+    """Queries, keys and values joined group by group: rows of a group's query heads, of its key, its value.
+
+    `names` are the three projections, the last two of `num_groups` heads. Along the first axis an `index`
+    must take whole groups.
+    """
+
+    head_dim: int
+    num_groups: int
+
+    @property
+    def _rows(self) -> tuple[int, int, int]:
+        """Of one group, in each of the file's tensors."""
+        return (self.shape[0] // self.num_groups - 2 * self.head_dim, self.head_dim, self.head_dim)
+
+    def stored_shape(self) -> Shape:
+        return self.stored_shapes()[0]
+
+    def stored_shapes(self) -> tuple[Shape, ...]:
+        return tuple((self.num_groups * rows, *self.shape[1:]) for rows in self._rows)
+
+    def read(self, checkpoint: Checkpoint, index: Index = ()) -> Tensor:
+        rows, columns = full_index(index, shape=self.shape)
+        size = sum(self._rows)
+        assert rows.start % size == rows.stop % size == 0, "a group is cut"
+        first, end = rows.start // size, rows.stop // size
+        parts = [
+            rearrange(
+                checkpoint.read(name, (slice(first * own, end * own), columns)),
+                "(group row) column -> group row column",
+                row=own,
+            )
+            for name, own in zip(self.names, self._rows, strict=True)
+        ]
+        return rearrange(torch.cat(parts, dim=1), "group row column -> (group row) column")
+
+    def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        groups = rearrange(tensor, "(group row) column -> group row column", group=self.num_groups)
+        parts = groups.split(self._rows, dim=1)
+        return tuple(rearrange(part, "group row column -> (group row) column") for part in parts)
 
 
 @dataclass(frozen=True, kw_only=True)

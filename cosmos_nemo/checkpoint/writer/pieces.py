@@ -40,7 +40,11 @@ class Piece:
 
 def pieces_of(tensors: Mapping[str, LazyTensor], *, shape: DiTShape) -> Iterator[Piece]:
     """The pieces of the network, all layers of one stored tensor after each other; nothing is read yet."""
-    rules = rules_for(shape, NEMO, prefix="module.")
+    return pieces_by(rules_for(shape, NEMO, prefix="module."), tensors)
+
+
+def pieces_by(rules: Mapping[str, Rule], tensors: Mapping[str, LazyTensor]) -> Iterator[Piece]:
+    """As pieces_of, of a network whose tensors are stored as `rules` say."""
     assert tensors.keys() == rules.keys(), f"not the network: {sorted(tensors.keys() ^ rules.keys())[:3]}"
     for name in sorted(rules, key=lambda name: rules[name].names):
         rule, tensor = rules[name], tensors[name]

@@ -1,7 +1,7 @@
 """NeMo's present layout: `weights/` with `.metadata` and one file of tensors, which Megatron-core reads."""
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,11 +29,18 @@ def write_torch_dist(
     `tensors` has every name of names.parameter_shapes(shape); they are made one at a time. No process group
     is needed. CheckpointError if `folder` exists.
     """
+    write_pieces(folder, pieces_of(tensors, shape=shape), card_overrides=card_overrides)
+
+
+def write_pieces(
+    folder: Path, pieces: Iterable[Piece], *, card_overrides: Mapping[str, Any] | None = None
+) -> None:
+    """As write_torch_dist, of the pieces of any network; they are read one at a time."""
     with new_path(folder) as partial:
         weights = partial / "weights"
         weights.mkdir(parents=True)
         with (weights / _DATA_FILE).open("wb") as file:
-            places = [(piece, *_append(file, piece)) for piece in pieces_of(tensors, shape=shape)]
+            places = [(piece, *_append(file, piece)) for piece in pieces]
         (weights / ".metadata").write_bytes(_metadata(places))
         write_common_files(weights, backend="torch_dist")
         write_card_file(partial, dict(card_overrides or {}))

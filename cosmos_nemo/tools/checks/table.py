@@ -21,6 +21,12 @@ def _ar_sampling(case: Case, tensors: Tensors, options: Options) -> Outputs:
     return ar_sampling.check(case, tensors, options)
 
 
+def _ar_transformer(case: Case, tensors: Tensors, options: Options) -> Outputs:
+    from cosmos_nemo.tools.checks import ar_transformer
+
+    return ar_transformer.check(case, tensors, options)
+
+
 def _predict1_dit(case: Case, tensors: Tensors, options: Options) -> Outputs:
     from cosmos_nemo.tools.checks import predict1_dit
 
@@ -95,6 +101,7 @@ def _ar_tokenizer(case: Case, tensors: Tensors, options: Options) -> Outputs:
 
 CHECKS = {
     "ar_sampling": Check(function=_ar_sampling),
+    "ar_transformer": Check(function=_ar_transformer, takes_weights=True),
     "predict1_dit": Check(function=_predict1_dit, takes_weights=True),
     "predict1_dit_video": Check(function=_predict1_dit, takes_weights=True),
     "predict1_rope": Check(function=_predict1_rope),

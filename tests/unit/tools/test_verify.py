@@ -119,11 +119,11 @@ def test_an_output_that_the_check_does_not_make_is_absent_and_fails_the_run(tmp_
 
 
 def test_a_check_that_is_not_built_is_absent_and_fails_the_run(tmp_path, capsys):
-    path = write(tmp_path, {"logits": torch.zeros(2), "tokens": torch.zeros(2)}, check="ar_transformer")
+    path = write(tmp_path, {"logits": torch.zeros(2), "tokens": torch.zeros(2)}, check="another_network")
     assert run(path) == 1
     printed = lines(capsys)
     assert len(printed) == 2
-    assert all(line.endswith(" absent: ar_transformer is not built") for line in printed)
+    assert all(line.endswith(" absent: another_network is not built") for line in printed)
 
 
 def test_only_leaves_out_what_is_absent(tmp_path, made, capsys):
