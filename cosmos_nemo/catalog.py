@@ -231,7 +231,7 @@ class DiscreteTokenizerShape:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenModel:
-    """What makes the tokens of an autoregressive model's videos; how they are drawn unless asked otherwise."""
+    """What makes the tokens of an autoregressive model's videos, and how they are drawn unless asked."""
 
     network: TokenShape = TokenShape()
     tokenizer: DiscreteTokenizerShape = DiscreteTokenizerShape()

@@ -50,7 +50,7 @@ def make_items(
     versions: Mapping[str, str],
     turns: Turns,
 ) -> Tally:
-    """Makes what is still to be made, a few at a time on each replica; the tally of all replicas, on every rank.
+    """Makes what is still to be made, a few at a time; the tally of all replicas, on every rank.
 
     tell: gets lines for people, on the first rank of each replica. on_progress: see Pipeline. In a batch,
     Blocked and ItemError are the end of one video. Whatever else a rank raises ends the run: what is written

@@ -213,7 +213,7 @@ def stage_memory(
 def token_stages(
     card: ModelCard, tokens: TokenModel, *, plan: Plan, guardrails: bool = True, batch_size: int = 1
 ) -> tuple[StageMemory, ...]:
-    """Of an autoregressive model with its diffusion decoder; batch_size: videos whose tokens are drawn together.
+    """Of an autoregressive model with its decoder; batch_size: videos whose tokens are drawn together.
 
     The decoder makes at most _DECODER_WINDOW latent frames at once.
     """

@@ -111,7 +111,7 @@ def _check_effects(flags: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="base.py",
-        description="Go on from an image or a video with a Cosmos autoregressive model: 33 frames of 1024 x 640.",
+        description="Go on from an image or a video with a Cosmos autoregressive model, 33 frames.",
         epilog=EXIT_STATUS,
         allow_abbrev=False,
     )

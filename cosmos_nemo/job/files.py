@@ -33,6 +33,7 @@ from cosmos_nemo.checkpoint.locate import (
 from cosmos_nemo.checkpoint.names import network_rules
 from cosmos_nemo.checkpoint.network import open_network
 from cosmos_nemo.checkpoint.reader import CheckpointError, open_checkpoint
+from cosmos_nemo.checkpoint.token_names import token_rules
 from cosmos_nemo.models.video_tokenizer.model import PARTS
 from cosmos_nemo.request import RequestError, Setup
 from cosmos_nemo.stages.discrete_tokenizer import DiscreteTokenizerStage

@@ -141,7 +141,16 @@ def _serveable(asked: BatchFile, card: ModelCard, setup: Setup) -> BatchFile:
         _check_steps(request)
         _check_draws(request)
 
-    return _judged(asked, check)
+    return _judged(_in_own_size(asked, card), check)
+
+
+def _in_own_size(asked: BatchFile, card: ModelCard) -> BatchFile:
+    """Autoregressive models make videos of one size, which a checkpoint's card.json may change."""
+    if card.tokens is None:
+        return asked
+    video = card.video
+    size = {"height": video.height, "width": video.width, "num_frames": video.num_frames}
+    return replace(asked, requests=tuple(replace(request, **size) for request in asked.requests))
 
 
 def _writable(asked: BatchFile) -> BatchFile:

@@ -4,6 +4,7 @@ T h w frames, rows and columns of tokens; T H W those of the video. spec/predict
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -68,7 +69,7 @@ class Autoregressive(Pipeline[AutoregressiveRequest]):
             prompts = {}
             for request in requests:
                 try:
-                    prompts[request.video_path] = rank_zero(lambda r=request: self._encode(r), self.ranks)
+                    prompts[request.video_path] = rank_zero(partial(self._encode, request), self.ranks)
                 except ItemError:
                     continue
             those = [request for request in requests if request.video_path in prompts]

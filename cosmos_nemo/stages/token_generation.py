@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from cosmos_nemo.catalog import TokenShape
 from cosmos_nemo.checkpoint.load import load_into
 from cosmos_nemo.checkpoint.reader import open_checkpoint
+from cosmos_nemo.checkpoint.token_names import token_rules
 from cosmos_nemo.models.common.backend import Backend
+from cosmos_nemo.models.token_transformer.model import build_token_transformer
 from cosmos_nemo.parallel.groups import Groups
 from cosmos_nemo.parallel.rank_zero import everywhere
 from cosmos_nemo.sampling.samplers import OnStep
@@ -94,11 +96,8 @@ class TokenGeneration(Stage):
         return torch.cat([given_BS, drawn_BN], dim=1).view(-1, frames, rows, columns)
 
     def _build(self) -> nn.Module:
-        from cosmos_nemo.checkpoint.token_names import token_rules
-        from cosmos_nemo.models.token_transformer.model import build_token_transformer
-
         checkpoint, collection = open_checkpoint(self.checkpoint), self.groups.collection
-        rules = token_rules(self.shape, checkpoint)
+        rules = token_rules(self.shape, checkpoint, tensor_parallel_size=collection.tp.size())
         network = build_token_transformer(
             self.shape,
             backend=self.backend,

@@ -232,6 +232,12 @@ def _write_network(small: ModelCard, card: ModelCard, *, folder: Path, seed: int
     from cosmos_nemo.tools.standin_network import random_network
 
     inner = card.sources.weights_folder
+    if small.tokens is not None:
+        from cosmos_nemo.tools.standin_tokens import write_token_transformer
+
+        differs = overrides_of(small, card)
+        write_token_transformer(small.tokens.network, folder, inner=inner, seed=seed, card_overrides=differs)
+        return
     write = write_model_pt if not inner else write_zarr if weights_of(card).is_released else write_torch_dist
     write(
         folder / inner,
