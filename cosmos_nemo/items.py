@@ -184,5 +184,5 @@ def _cost_lines(pipeline: AnyPipeline, before: Mapping[str, Costs]) -> list[str]
         facts = _cost_facts(stage, before[stage.name])
         peak = f"  peak {facts['peak_bytes'] / 2**30:.1f} GiB" if facts["peak_bytes"] else ""
         loading = f"of which loading {facts['load_seconds']:.1f} s"
-        lines.append(f"  {stage.name:<13}{facts['seconds']:8.1f} s  {loading}{peak}")
+        lines.append(f"  {stage.name:<18}{facts['seconds']:8.1f} s  {loading}{peak}")
     return lines
