@@ -54,6 +54,8 @@ _DISCRETE_WORK = 3 * GIB / (40 * 64)
 """Of the discrete tokenizer, a cell of 16 x 16 pixels: three GiB for nine frames of 1024 x 640."""
 _REFINER_WORK = GIB
 """Keys, values and activations of the prompt refiner with up to 1,280 tokens of a picture."""
+_BYTES_TO_DRAW = 64
+"""For each logit on top of itself: its place in the order, and float64 probabilities and their sums."""
 _WIDTHS_SPLIT_BY_TENSOR_PARALLEL = 8.0
 """Of _WIDTHS: the four-fold width of the MLP, before and after its activation."""
 DEVICE_OVERHEAD = 3 * GIB // 2
@@ -250,11 +252,11 @@ def token_parameters(shape: TokenShape, *, tensor_parallel: int = 1) -> int:
 
 
 def _token_generation(shape: TokenShape, *, tensor_parallel: int, batch_size: int) -> StageMemory:
-    """Keys and values of every token, and the activations of the longest prompt: two fifths of the tokens."""
-    one_token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim // tensor_parallel
+    """With the activations of the longest prompt: two fifths of the tokens."""
     prompt = shape.num_video_tokens * 2 // shape.latent_THW[0]
     activations = prompt * (4 * shape.hidden_size + 3 * shape.ffn_hidden_size // tensor_parallel)
-    work = batch_size * (shape.max_length * one_token + activations) * _BFLOAT16
+    drawing = token_work(shape, batch_size=batch_size, tensor_parallel=tensor_parallel)
+    work = drawing + batch_size * activations * _BFLOAT16
     weights = token_parameters(shape, tensor_parallel=tensor_parallel) * _BFLOAT16
     return StageMemory("token_generation", weights, work)
 
@@ -335,6 +337,20 @@ def language_parameters(shape: LanguageShape) -> int:
     key_value = shape.head_dim * shape.num_kv_heads
     layer = width * (2 * heads + 2 * key_value + 3 * shape.ffn_hidden_size + 2)
     return shape.num_layers * layer + 2 * shape.vocab_size * width + width
+
+
+def token_work(
+    shape: TokenShape, *, batch_size: int = 1, tensor_parallel: int = 1, itemsize: int = _BFLOAT16
+) -> int:
+    """Of one rank that makes so many videos of tokens together: keys and values, and logits as one is drawn.
+
+    What the network needs inside to read a prompt is not in it. Logits are whole on every rank; keys and
+    values are split, a head at least being on each.
+    """
+    heads = -(-shape.num_kv_heads // tensor_parallel)
+    one_token = 2 * shape.num_layers * heads * shape.head_dim * itemsize
+    logits = shape.vocab_size * (itemsize + _BYTES_TO_DRAW)
+    return batch_size * (shape.max_length * one_token + logits)
 
 
 def vision_parameters(shape: VisionShape, language_width: int) -> int:

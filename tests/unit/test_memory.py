@@ -12,6 +12,7 @@ from cosmos_nemo.catalog import (
     LanguageShape,
     ModelCard,
     TokenizerShape,
+    TokenShape,
     VisionShape,
     WanTokenizerShape,
     find_card,
@@ -33,10 +34,12 @@ from cosmos_nemo.memory import (
     predict,
     published_rows,
     stage_memory,
+    token_work,
     vision_parameters,
 )
 from cosmos_nemo.plan import Plan
 from cosmos_nemo.request import OFFLOADABLE
+from tests.token_network import TINY_TOKENS, FakeTokenNetwork
 
 SMALL = find_card("Cosmos-1.0-Diffusion-7B-Text2World")
 LARGE = find_card("Cosmos-1.0-Diffusion-14B-Text2World")
@@ -495,3 +498,29 @@ def test_an_interpolators_clips_have_three_latent_frames_and_one_branch() -> Non
     alike = stage(VIDEO, "denoise", num_frames=17, num_branches=1)
     assert (alike.weights, alike.work) == (one.weights, one.work)
     assert predict(BETWEEN).peak < predict(VIDEO).peak
+
+
+def test_the_keys_and_values_of_a_video_of_tokens_are_those_published() -> None:
+    small, large = TokenShape(), TokenShape(num_layers=40, hidden_size=5120)
+    assert 0 < token_work(small) - 838_860_800 < 0.006e9
+    assert token_work(large) == pytest.approx(2.1e9, rel=2e-3)
+    assert token_work(small, batch_size=3) == 3 * token_work(small)
+
+
+def test_tensor_parallel_ranks_share_keys_and_values_but_have_all_logits() -> None:
+    one, four = token_work(TokenShape()), token_work(TokenShape(), tensor_parallel=4)
+    logits = one - 838_860_800
+    assert four == 838_860_800 // 4 + logits
+    assert token_work(TokenShape(), tensor_parallel=16) == 838_860_800 // 8 + logits
+
+
+def test_a_video_of_tokens_in_float32_has_twice_the_keys_and_values() -> None:
+    assert token_work(TokenShape(), itemsize=4) - token_work(TokenShape()) == 838_860_800 + 2 * 64_000
+
+
+def test_the_cache_of_a_network_of_tokens_is_as_large_as_predicted() -> None:
+    network = FakeTokenNetwork()
+    cache = network.new_cache(3)
+    held = sum(part.nbytes for pair in cache.keys_values for part in pair)
+    logits = 3 * TINY_TOKENS.vocab_size * (4 + 64)
+    assert token_work(TINY_TOKENS, batch_size=3, itemsize=4) == held + logits

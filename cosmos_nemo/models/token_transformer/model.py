@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
-from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -239,8 +239,14 @@ class TokenTransformer(MegatronModule):
         """[S, B, V] float32."""
         logits, _ = self.output_layer(self.decoder.final_layernorm(hidden_SBD))
         if self.tp.size() > 1:
-            logits = gather_from_tensor_model_parallel_region(logits, group=self.tp)
+            logits = self._gathered(logits)
         return logits.float()
+
+    def _gathered(self, logits_SBv: Tensor) -> Tensor:
+        """All ranks' parts of the vocabulary. Megatron's own gather makes its buffer on a CUDA device only."""
+        parts = logits_SBv.new_empty(self.tp.size(), *logits_SBv.shape)
+        dist.all_gather_into_tensor(parts, logits_SBv.contiguous(), group=self.tp)
+        return torch.cat(list(parts), dim=-1)
 
     def _check(self, tokens_BS: Tensor, text: Text | None, cache: KeyValueCache | None = None) -> None:
         """Of a whole beginning of a video; waits for the device."""

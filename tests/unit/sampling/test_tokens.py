@@ -190,3 +190,8 @@ def test_equal_logits_are_taken_in_the_order_of_the_vocabulary() -> None:
     equal = torch.zeros(1, 6000, dtype=torch.bfloat16)
     number = torch.tensor([0.25 + 1e-5], dtype=torch.float64)
     assert draw_by_uniforms(equal, TokenSampling(top_p=1.0), number).tolist() == [1500]
+
+
+def test_the_lowest_uniform_number_passes_by_tokens_that_do_not_count() -> None:
+    lowest = torch.zeros(1, dtype=torch.float64)
+    assert draw_by_uniforms(FOUR, TokenSampling(top_p=None, top_k=1), lowest).tolist() == [2]
