@@ -2,8 +2,8 @@
 
 They are those of the continuous tokenizer (tokenizer_names.py) but for the two convolutions beside the codes.
 NVIDIA's files hold more (spec/predict1-autoregressive.md, 3): archives the constants that tracing captured,
-of the Haar patches and of the quantiser; a model.pt of tokenizer training has the network under `network.`, and
-beside it the averages of its weights under `ema.`, which are what archives are made of.
+of the Haar patches and of the quantiser; a model.pt of tokenizer training has the network under `network.`
+and, under `ema.`, averages of its weights, which are what archives are made of.
 """
 
 from collections.abc import Collection, Iterable
