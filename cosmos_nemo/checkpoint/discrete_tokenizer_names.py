@@ -1,9 +1,9 @@
 """Names and shapes of a discrete video tokenizer's tensors: diffusers' names and NVIDIA's files.
 
 They are those of the continuous tokenizer (tokenizer_names.py) but for the two convolutions beside the codes.
-NVIDIA's files hold more (spec/predict1-autoregressive.md, 3): archives the constants that tracing captured, of
-the Haar patches and of the quantiser; a model.pt of tokenizer training what the network is part of, under
-`network.`, and averages of its weights under `ema.`, which are what is made into archives.
+NVIDIA's files hold more (spec/predict1-autoregressive.md, 3): archives the constants that tracing captured,
+of the Haar patches and of the quantiser; a model.pt of tokenizer training has the network under `network.`
+and, under `ema.`, averages of its weights, which are what archives are made of.
 """
 
 from collections.abc import Collection, Iterable
@@ -74,8 +74,8 @@ def _check_sizes(shape: DiscreteTokenizerShape) -> None:
         raise ValueError(
             f"spatial_compression {shape.spatial_compression} and temporal_compression "
             f"{shape.temporal_compression} of a discrete tokenizer cannot be, with patches of "
-            f"{shape.patch_size} and {between + 1} levels: between levels space is halved, and between some of "
-            "them time too"
+            f"{shape.patch_size} and {between + 1} levels: between two levels space can be halved, and "
+            "time with it"
         )
 
 

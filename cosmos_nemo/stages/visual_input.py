@@ -157,8 +157,8 @@ def cropped_pixels(frames_THWC: Tensor, *, height: int, width: int) -> Tensor:
 
     As the released resize_input of the autoregressive scripts (spec/predict1-autoregressive.md, 4.1): the
     centre of what `cropped` resizes to, but never made levels in between, so that no precision is lost; white
-    is 1. VisualInputError as there. Its frames are those that are given: the scripts repeat the last one until
-    the clip has 33, which the causal tokenizer makes nothing of (see DiscreteTokenizer).
+    is 1. VisualInputError as there. The scripts then repeat the last frame until the clip has 33, of which
+    the causal tokenizer makes nothing for the frames that were given (see DiscreteTokenizer).
     """
     pixels = torch.empty(
         1, 3, len(frames_THWC), height, width, dtype=torch.float32, device=frames_THWC.device

@@ -1,4 +1,4 @@
-"""Random discrete video tokenizers in the layouts of the released one, to try everything without the weights."""
+"""Random discrete video tokenizers in the released layouts, to try everything without the weights."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -15,8 +15,8 @@ from cosmos_nemo.checkpoint.writer.discrete_tokenizer import (
 )
 from cosmos_nemo.tools.standin_tokenizer import random_tensor, write_archive
 
-# Of the convolution before the codes: what it makes then varies by about 1 in each channel, so that most values
-# of each are used and a video has many different ids.
+# Of the convolution before the codes: what it makes then varies by about 1 in each channel, so that most
+# values of each are used and a video has many different ids.
 _CODE_GAIN = 3.0
 
 

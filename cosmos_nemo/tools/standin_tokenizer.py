@@ -57,6 +57,7 @@ def random_weights(shape: TokenizerShape, *, seed: int, parts: Collection[str] =
 
 
 def random_tensor(name: str, sizes: tuple[int, ...], draw: torch.Generator) -> Tensor:
+    """One of a tokenizer's tensors, which diffusers calls `name`, as `random_weights` says."""
     values = torch.randn(sizes, generator=draw)
     if name.endswith("norm.weight"):
         return 1 + 0.1 * values

@@ -1,12 +1,13 @@
 """Finite scalar quantisation (arXiv 2309.15505, appendix A.1; spec/predict1-autoregressive.md, 3).
 
-Each channel c of a code takes one of `levels[c]` values, so that prod(levels) codes are possible; the number of
-a code, its id, is written in digits of those bases, the first channel's the lowest. Channels are axis 1: z and
-codes are [B, C, ...], ids [B, ...].
+Each channel c of a code takes one of `levels[c]` values, so that prod(levels) codes are possible; the number
+of a code, its id, is written in digits of those bases, the first channel's the lowest. Channels are axis 1: z
+and codes are [B, C, ...], ids [B, ...].
 
-Everything is computed in float32, whatever z comes in, as the released code does. A z that bfloat16 has rounded
-is off by up to 1 part in 256: beside the boundary of two levels that flips a digit, and other kernels, batches
-or lengths round otherwise. Ids of a bfloat16 network are therefore repeatable on the same machine only.
+Everything is computed in float32, whatever z comes in, as the released code does. A z that bfloat16 has
+rounded is off by up to 1 part in 512: beside the boundary of two levels that moves a digit by one, and other
+kernels, batches or lengths round otherwise. Ids of a bfloat16 network are therefore repeatable on one kind of
+machine only; those of a float32 network agree but for a z within rounding, some 1e-5, of a boundary.
 """
 
 import math
@@ -87,6 +88,6 @@ def _check_ids(ids: Tensor, count: int) -> None:
     if smallest < 0 or largest >= count:
         wrong = smallest if smallest < 0 else largest
         raise ValueError(
-            f"id {wrong} is no video token: this tokenizer has those from 0 to {count - 1}. Tokens that begin, "
-            "end or pad a sequence are not decoded"
+            f"id {wrong} is no video token: this tokenizer has those from 0 to {count - 1}. Tokens that "
+            "begin, end or pad a sequence are not decoded"
         )

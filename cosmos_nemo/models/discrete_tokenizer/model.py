@@ -59,8 +59,8 @@ class DiscreteTokenizer(nn.Module):
     [B, 1 + k, H / 16, W / 16] from 0 up to the product of `levels`. In raster order of T, h, w they are the
     sequence that a transformer of video tokens goes on.
 
-    The network is causal: the ids of the first 1 + k latent frames are those of the first 1 + 8k frames alone,
-    whatever follows. Encode only frames that matter, rather than a clip that was padded.
+    The network is causal: the ids of the first 1 + k latent frames are those of the first 1 + 8k frames
+    alone, whatever follows. Encode only frames that matter, rather than a clip that was padded.
     """
 
     def __init__(self, autoencoder: "AutoencoderKLCosmos", *, levels: tuple[int, ...]) -> None:

@@ -13,7 +13,7 @@ from cosmos_nemo.catalog import TokenizerShape
 from cosmos_nemo.checkpoint.reader import CheckpointError, open_checkpoint
 from cosmos_nemo.models.video_tokenizer.model import to_uint8
 from cosmos_nemo.stages.tokenizer import Tokenizer
-from cosmos_nemo.tools.standin_tokenizer import write_archive, random_weights, write_released_tokenizer
+from cosmos_nemo.tools.standin_tokenizer import random_weights, write_archive, write_released_tokenizer
 
 SHAPE = TokenizerShape(channels=8, channel_multipliers=(1, 2, 2), statistics_frames=6)
 CPU = torch.device("cpu")

@@ -17,6 +17,7 @@ from cosmos_nemo.stages.visual_input import (
     VisualFacts,
     VisualInputError,
     cropped,
+    cropped_pixels,
     read_frames_at,
     read_last_frames,
     to_pixels,
@@ -578,3 +579,43 @@ def test_a_frame_so_long_that_covering_would_fill_the_memory_is_refused() -> Non
     with pytest.raises(VisualInputError, match=r"1 x 2000 pixels is too long .* 1,280 x 2,560,000"):
         cropped(thin, height=704, width=1280)
     assert cropped(thin, height=16, width=16).shape == (1, 16, 16, 3)
+
+
+# Covering a size without making levels.
+
+
+@pytest.mark.parametrize("size", [(24, 32), (90, 160), (57, 32), (57, 101)])
+def test_pixels_of_the_centre_are_those_that_would_be_cut_to_levels(size: tuple[int, int]) -> None:
+    height, width = size
+    pixels = cropped_pixels(NOISY, height=height, width=width)
+    assert pixels.shape == (1, 3, 2, height, width) and pixels.dtype == torch.float32
+    levels = ((pixels[0].permute(1, 2, 3, 0) + 1) / 2 * 255).clamp(0, 255)
+    cut_off = levels - cropped(NOISY, height=height, width=width)
+    assert cut_off.min() > -1e-2 and cut_off.max() < 1 + 1e-2
+
+
+def test_pixels_are_the_antialiased_resize_of_the_scaled_frames_and_never_rounded() -> None:
+    scaled = NOISY.permute(0, 3, 1, 2).float() / 255 * 2 - 1  # the released order: scaled, then resized
+    whole = torch.nn.functional.interpolate(
+        scaled, size=(24, 43), mode="bilinear", align_corners=False, antialias=True
+    )
+    pixels = cropped_pixels(NOISY, height=24, width=32)
+    torch.testing.assert_close(pixels[0].transpose(0, 1), whole[:, :, :, 6:38], rtol=0, atol=1e-6)
+    levels = (pixels + 1) / 2 * 255
+    assert (levels - levels.round()).abs().mean() > 0.2
+
+
+def test_pixels_of_frames_of_the_size_are_the_exact_levels_from_minus_one_to_one() -> None:
+    frames = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).repeat(2, 1, 1, 3)
+    pixels = cropped_pixels(frames, height=16, width=16)
+    assert (pixels.min(), pixels.max()) == (-1, 1)
+    torch.testing.assert_close(pixels, unit_pixels(frames), rtol=0, atol=1e-6)
+
+
+def test_pixels_of_what_cannot_be_covered_are_refused() -> None:
+    thin = torch.zeros(1, 2000, 1, 3, dtype=torch.uint8)
+    with pytest.raises(VisualInputError, match=r"1 x 2000 pixels is too long"):
+        cropped_pixels(thin, height=640, width=1024)
+    for wrong in (torch.zeros(1, 8, 8, 3), torch.zeros(8, 8, 3, dtype=torch.uint8)):
+        with pytest.raises(AssertionError):
+            cropped_pixels(wrong, height=8, width=8)
