@@ -57,7 +57,9 @@ def convert(
     family = identity.card.network.family
     if family not in _FAMILIES_OF.get(to, Family):
         other = next(name for name, families in _FAMILIES_OF.items() if family in families)
-        raise CheckpointError(f"{source} is {describe(identity.card.network)}: convert it --to {other}, not {to}.")
+        raise CheckpointError(
+            f"{source} is {describe(identity.card.network)}: convert it --to {other}, not {to}."
+        )
     rules = network_rules(identity.card.network, checkpoint)
     tensors = lazy_network(checkpoint, rules=rules, dtype=dtype)
     if on_tensor is not None:
