@@ -149,8 +149,11 @@ def _in_own_size(asked: BatchFile, card: ModelCard) -> BatchFile:
     if card.tokens is None:
         return asked
     video = card.video
-    size = {"height": video.height, "width": video.width, "num_frames": video.num_frames}
-    return replace(asked, requests=tuple(replace(request, **size) for request in asked.requests))
+    requests = (
+        replace(request, height=video.height, width=video.width, num_frames=video.num_frames)
+        for request in asked.requests
+    )
+    return replace(asked, requests=tuple(requests))
 
 
 def _writable(asked: BatchFile) -> BatchFile:

@@ -118,6 +118,40 @@ def test_tokens_drawn_in_another_way_fail(number, change, output, tmp_path, caps
     assert [line.split()[-1] for line in printed(capsys).values()] == ["FAIL"]
 
 
+DECODER = "predict1_ar_diffusion_decoder"
+
+
+@pytest.mark.parametrize(
+    ("change", "failed"),
+    [
+        ({"guidance": 1.9}, ["sample"]),
+        ({"sigma_min": 0.002}, ["c_noise", "sample", "sigmas"]),
+        ({"rope_ratios": {"t": 1, "h": 1.0, "w": 1.5}}, ["net", "net_uncond", "rope", "sample"]),
+        ({"overlap_latent_frames": 3}, ["split_17"]),
+        ({"blend_overlap_frames": 3}, ["blend"]),
+    ],
+)
+def test_a_decoder_with_another_constant_fails(change, failed, tmp_path, capsys):
+    for path in HERE.glob(f"{DECODER}.*"):
+        shutil.copy(path, tmp_path)
+    path = tmp_path / f"{DECODER}.safetensors"
+    case = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps(case | change))
+    assert verify(path) == 1
+    verdicts = {output: line for output, line in printed(capsys).items() if not line.endswith("  ok")}
+    assert sorted(verdicts) == failed
+
+
+def test_another_embedding_of_a_token_fails_in_all_that_follows(tmp_path, capsys):
+    tensors = load_file(HERE / f"{DECODER}.safetensors")
+    tensors["weights.token_embedder.weight"][0] += 1
+    save_file(tensors, tmp_path / f"{DECODER}.safetensors")
+    shutil.copy(HERE / f"{DECODER}.json", tmp_path)
+    assert verify(tmp_path / f"{DECODER}.safetensors") == 1
+    failed = {output for output, line in printed(capsys).items() if line.endswith("FAIL")}
+    assert {"net_uncond", "sample"} <= failed <= {"embedded", "net", "net_uncond", "sample"}
+
+
 def test_weights_of_another_model_exit_2_with_a_sentence(capsys):
     assert verify(HERE / "predict1_dit_video_tiny.safetensors", "--weights", HERE / "nemo_text_zarr") == 2
     assert "nemo_text_zarr" in capsys.readouterr().err

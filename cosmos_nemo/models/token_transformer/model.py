@@ -243,7 +243,7 @@ class TokenTransformer(MegatronModule):
         return logits.float()
 
     def _gathered(self, logits_SBv: Tensor) -> Tensor:
-        """All ranks' parts of the vocabulary. Megatron's own gather makes its buffer on a CUDA device only."""
+        """All ranks' parts of the vocabulary, on any device: Megatron's gather makes its buffer on CUDA."""
         parts = logits_SBv.new_empty(self.tp.size(), *logits_SBv.shape)
         dist.all_gather_into_tensor(parts, logits_SBv.contiguous(), group=self.tp)
         return torch.cat(list(parts), dim=-1)

@@ -33,6 +33,7 @@ def build(shape: DiTShape = TINY, *, dtype: torch.dtype = torch.float32) -> Cosm
         replace(TINY, takes_given_mask=True),
         replace(TINY, num_layers=1),
         replace(TINY, family=Family.PREDICT2, takes_given_mask=True),
+        replace(TINY, family=Family.TOKEN_DECODER, token_vocab=50, token_dim=6),
     ],
 )
 def test_the_parameters_are_those_that_the_checkpoint_package_knows(shape: DiTShape) -> None:
