@@ -18,9 +18,7 @@ from tests.nano_table import quality
 
 NOT_TRAINED_YET = "Cosmos-Nano-Predict2-Video2World"
 NANO = [
-    card
-    for card in CARDS.values()
-    if card.name.startswith("Cosmos-Nano-") and card.name != NOT_TRAINED_YET
+    card for card in CARDS.values() if card.name.startswith("Cosmos-Nano-") and card.name != NOT_TRAINED_YET
 ]
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path for path in EMBEDDED.rglob("*") if path.is_file())

@@ -170,7 +170,13 @@ def test_every_command_is_understood(command: Command) -> None:
 
 def test_the_commands_are_found_at_all() -> None:
     found = {command.script for command in OURS}
-    assert {*DOORS, "cosmos-nemo", "download/autoregressive.py", "download/diffusion.py", "download/nemo.py"} <= found
+    assert {
+        *DOORS,
+        "cosmos-nemo",
+        "download/autoregressive.py",
+        "download/diffusion.py",
+        "download/nemo.py",
+    } <= found
     shown = [command.script for command in OF_PREDICT1 if command.page == "README.md"]
     assert {script: shown.count(script) for script in shown} == {
         "inference/text2world.py": 4,

@@ -82,9 +82,7 @@ def decode_all(
     position = torch.tensor(prompt)
     for token_B1 in tokens_BS[:, prompt:].split(1, dim=1):
         logits.append(
-            network.decode(
-                token_B1, cache, position=position, bucket=bucket or cache.max_length, text=text
-            )
+            network.decode(token_B1, cache, position=position, bucket=bucket or cache.max_length, text=text)
         )
         position += 1
     return torch.stack(logits, dim=1)

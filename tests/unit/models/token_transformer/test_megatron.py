@@ -77,7 +77,9 @@ def run(model: GPTModel, tokens_BS: Tensor, *, start: int = 0, context: object =
 
 
 @pytest.mark.parametrize("shape", [BASE, SCALED], ids=["base", "scaled"])
-def test_megatrons_gpt_model_takes_our_parameters_by_name_and_makes_the_same_logits(shape: TokenShape) -> None:
+def test_megatrons_gpt_model_takes_our_parameters_by_name_and_makes_the_same_logits(
+    shape: TokenShape,
+) -> None:
     ours, theirs, tokens = tiny_transformer(shape), megatrons(shape), random_tokens(shape, batch=2)
     assert {name for name, _ in theirs.named_parameters()} == {name for name, _ in ours.named_parameters()}
     theirs.load_state_dict(random_weights(shape), strict=False)
