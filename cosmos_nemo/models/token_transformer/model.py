@@ -244,9 +244,10 @@ class TokenTransformer(MegatronModule):
 
     def _gathered(self, logits_SBv: Tensor) -> Tensor:
         """All ranks' parts of the vocabulary, on any device: Megatron's gather makes its buffer on CUDA."""
-        parts = logits_SBv.new_empty(self.tp.size(), *logits_SBv.shape)
+        size, length = self.tp.size(), len(logits_SBv)
+        parts = logits_SBv.new_empty(size * length, *logits_SBv.shape[1:])
         dist.all_gather_into_tensor(parts, logits_SBv.contiguous(), group=self.tp)
-        return torch.cat(list(parts), dim=-1)
+        return torch.cat(parts.chunk(size), dim=-1)
 
     def _check(self, tokens_BS: Tensor, text: Text | None, cache: KeyValueCache | None = None) -> None:
         """Of a whole beginning of a video; waits for the device."""
