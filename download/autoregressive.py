@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="This version does not run these models yet; their files can be fetched already.\n"
+        epilog="This version runs 4B and 12B (inference/base.py); the others can be fetched already.\n"
         "Exit status: 0 everything is there, 2 bad flags, 1 something is missing.",
         allow_abbrev=False,
     )

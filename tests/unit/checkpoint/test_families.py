@@ -7,9 +7,9 @@ from cosmos_nemo.checkpoint.families import (
     PREDICT1,
     PREDICT2,
     SIZES,
-    Family,
     FamilyError,
     FilesBeside,
+    Release,
     beside,
     choose_family,
     choose_models,
@@ -27,7 +27,7 @@ PIXTRAL = image_upsampler("mistralai/Pixtral-12B-2409", model="m")
 SHARED = {"google-t5/t5-11b", "nvidia/Cosmos-Guardrail1", "meta-llama/Llama-Guard-3-8B"}
 
 
-def repositories(family: Family, sizes: list[str], types: list[str]) -> set[str]:
+def repositories(family: Release, sizes: list[str], types: list[str]) -> set[str]:
     return {files.repository for files in files_of(family, choose_models(family, sizes, types))}
 
 
@@ -45,7 +45,7 @@ def repositories(family: Family, sizes: list[str], types: list[str]) -> set[str]
     ],
 )
 def test_the_sizes_tell_the_family_unless_it_is_named(
-    name: str | None, sizes: list[str] | None, family: Family
+    name: str | None, sizes: list[str] | None, family: Release
 ) -> None:
     assert choose_family(name, sizes) is family
 
@@ -75,7 +75,7 @@ def test_every_combination_of_flags_yields_models_of_one_family_or_a_sentence(
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
-def test_every_model_of_a_family_can_be_asked_for_alone(family: Family) -> None:
+def test_every_model_of_a_family_can_be_asked_for_alone(family: Release) -> None:
     for kind, sizes in family.types.items():
         for size in sizes:
             files = files_of(family, choose_models(family, [size], [kind]))
@@ -136,7 +136,7 @@ def test_what_is_fetched_for_a_card_is_what_inference_looks_for(size: str, kind:
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
-def test_the_door_of_every_model_is_a_command_that_fetches_it(family: Family) -> None:
+def test_the_door_of_every_model_is_a_command_that_fetches_it(family: Release) -> None:
     for kind, sizes in family.types.items():
         for size in sizes:
             words = door_for(family.model(size, kind)).split()
@@ -217,7 +217,7 @@ def test_the_networks_of_a_video2world_of_predict2_are_those_asked_for(
     ("family", "models"), [(PREDICT1, [("7B", "Video2World")]), (PREDICT2, [("2B", "Text2Image")])]
 )
 def test_a_resolution_or_rate_is_refused_where_there_is_one_network(
-    family: Family, models: list[tuple[str, str]], flag: str
+    family: Release, models: list[tuple[str, str]], flag: str
 ) -> None:
     asked: dict[str, list[str] | None] = {"resolutions": None, "rates": None, flag: ["480"]}
     with pytest.raises(FamilyError, match="is for Video2World of --family predict2 alone"):

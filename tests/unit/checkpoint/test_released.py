@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from cosmos_nemo.checkpoint import released
+from cosmos_nemo.checkpoint import autoregressive, released
 from cosmos_nemo.checkpoint.families import FAMILIES, choose_models, files_of
 from cosmos_nemo.checkpoint.released import (
     HubFiles,
@@ -21,7 +21,7 @@ ALL = [
     files
     for family in FAMILIES.values()
     for files in files_of(family, choose_models(family, None, list(family.types)))
-]
+] + autoregressive.files_of(list(autoregressive.MODELS))
 
 
 @pytest.mark.parametrize(

@@ -124,8 +124,10 @@ def test_a_layout_that_has_no_such_network_is_refused(folder, tmp_path, to):
 
 
 def test_its_sizes_go_into_the_card_json_of_a_conversion(folder):
-    network = identify(open_checkpoint(folder)).overrides["network"]
-    assert (network["family"], network["token_vocab"], network["token_dim"]) == ("token_decoder", 300, 6)
+    identity = identify(open_checkpoint(folder))
+    assert identity.base.network.family is Family.TOKEN_DECODER
+    network = identity.overrides["network"]
+    assert (network["token_vocab"], network["token_dim"]) == (300, 6)
 
 
 def test_a_decoder_without_its_embedding_is_named(released):

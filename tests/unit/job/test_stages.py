@@ -11,7 +11,7 @@ from cosmos_nemo.job.files import Files
 from cosmos_nemo.job.stages import pipeline_of as pipeline_of_job
 from cosmos_nemo.models.common.backend import torch_backend
 from cosmos_nemo.parallel.groups import start_alone
-from cosmos_nemo.pipelines.base import Pipeline
+from cosmos_nemo.pipelines.base import DiffusionPipeline
 from cosmos_nemo.plan import Plan
 from cosmos_nemo.request import OFFLOADABLE, Setup, Text2WorldRequest
 from cosmos_nemo.stages.prompt_upsampler import PromptUpsampler
@@ -31,7 +31,7 @@ PREFETCHED = {"denoise", "tokenizer", "video_guard"}
 """Whether the others are needed shows when they are entered: a prompt may be blocked, long, or cached."""
 
 
-def pipeline_of(**setup: Any) -> Pipeline[Any, Any]:
+def pipeline_of(**setup: Any) -> DiffusionPipeline[Any, Any]:
     folders = {name: Path(name) for name in Files.__dataclass_fields__}
     job = Job(
         card=CARD,

@@ -101,7 +101,7 @@ def test_a_long_video_is_made_of_chunks_joined_without_their_overlap_and_cut_to_
     assert [len(pixels[0, 0]) for pixels in shown] == [1, 9, 9]
     torch.testing.assert_close(shown[1], torch.full_like(shown[1], 7 / 127.5 - 1))
     assert [one.noise_level for one in made.denoise.conditions] == [0.001, 0.2, 0.5]
-    assert calls == [(f"chunk {number} of 3", step, 2) for number in (1, 2, 3) for step in (1, 2)]
+    assert calls == [(f"denoise chunk {number} of 3", step, 2) for number in (1, 2, 3) for step in (1, 2)]
 
 
 def test_the_upsampler_describes_the_last_frame_and_the_guard_judges_what_it_says(clip: Path) -> None:

@@ -79,7 +79,7 @@ def test_each_pair_is_given_its_first_frame_as_a_videos_and_its_last_as_an_image
 def test_clips_are_joined_where_they_meet(request_of_five: InterpolationRequest) -> None:
     made, names = Made(), list[str]()
     video = made.pipeline(request_of_five, on_progress=names.append)
-    assert video is not None and names == [f"clip {number} of 4" for number in (1, 2, 3, 4)]
+    assert video is not None and names == [f"denoise clip {number} of 4" for number in (1, 2, 3, 4)]
     # 7, 14, 21 and 28 are what the recorded tokenizer makes of the clips one after the other.
     wanted = [7] * 10 + [14] * 9 + [21] * 9 + [28] * 9
     assert video.frames_THWC[:, 0, 0, 0].tolist() == wanted

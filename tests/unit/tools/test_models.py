@@ -13,9 +13,9 @@ def test_every_card_is_told_with_its_task_sizes_and_place(capsys: pytest.Capture
     shown = capsys.readouterr().out
     for name, card in CARDS.items():
         after = shown.partition(f"{name}\n")[2].splitlines()
-        assert after[0].strip().startswith(f"{card.task.value}; {card.network.num_layers} layers of width"), (
-            name
-        )
+        network = card.network if card.tokens is None else card.tokens.network
+        said = f"{card.task.value}; {network.num_layers} layers of width {network.hidden_size}"
+        assert after[0].strip() == said, name
         assert card.sources.weights in after[2]
     interpolator = shown.partition("Cosmos-Predict1-7B-WorldInterpolator\n")[2].splitlines()
     assert interpolator[1] == "  10 frames of 1280 x 704 at 24 fps; RES, 35 steps, guidance -1"
