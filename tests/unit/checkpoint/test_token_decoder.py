@@ -152,3 +152,14 @@ def test_a_text_network_in_place_of_a_decoder_is_said_to_be_one(predict1):
 def test_a_decoder_in_place_of_a_text_network_is_said_to_be_one(released, shape):
     said = complaint(released, shape)
     assert "It looks like a diffusion decoder of 2 layers" in said
+
+
+@pytest.mark.parametrize("token_dim", [1, 2])
+def test_a_channel_of_tokens_is_not_taken_for_that_of_given_frames(token_dim):
+    shape = replace(SHAPE, token_dim=token_dim)
+    tensors = {
+        name: LazyTensor(size, torch.bfloat16, lambda _: None)
+        for name, size in parameter_shapes(shape).items()
+    }
+    found = infer_shape(Checkpoint("a", layout="torch", tensors=tensors), like=SHAPE)
+    assert found == shape
