@@ -75,16 +75,14 @@ def decode_all(
     bucket: int | None = None,
     cache: KeyValueCache | None = None,
 ) -> Tensor:
-    """Logits of what follows the tokens prompt - 1, prompt, ... by prefill, then decode; [B, S - prompt + 1, V]."""
+    """Logits of what follows the tokens prompt - 1, prompt, ..., [B, S - prompt + 1, V], token by token."""
     if cache is None:
         cache = network.new_cache(len(tokens_BS))
     logits = [network.prefill(tokens_BS[:, :prompt], cache, text=text)]
     position = torch.tensor(prompt)
     for token_B1 in tokens_BS[:, prompt:].split(1, dim=1):
         logits.append(
-            network.decode(
-                token_B1, cache, position=position, bucket=bucket or cache.max_length, text=text
-            )
+            network.decode(token_B1, cache, position=position, bucket=bucket or cache.max_length, text=text)
         )
         position += 1
     return torch.stack(logits, dim=1)

@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
-from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -24,6 +23,7 @@ from cosmos_nemo.models.token_transformer.cache import KeyValueCache, empty_cach
 from cosmos_nemo.models.token_transformer.layers import TextKeyValue, TokenLayer, column, rms_norm
 from cosmos_nemo.models.token_transformer.positions import Positions, token_positions
 from cosmos_nemo.models.token_transformer.spec import layer_spec, transformer_config
+from cosmos_nemo.parallel.context import gather_tokens
 
 Text = Sequence[TextKeyValue]
 """A layer's keys and values each, as encode_text makes them."""
@@ -238,9 +238,8 @@ class TokenTransformer(MegatronModule):
     def _logits(self, hidden_SBD: Tensor) -> Tensor:
         """[S, B, V] float32."""
         logits, _ = self.output_layer(self.decoder.final_layernorm(hidden_SBD))
-        if self.tp.size() > 1:
-            logits = gather_from_tensor_model_parallel_region(logits, group=self.tp)
-        return logits.float()
+        whole_VSB = gather_tokens(logits.permute(2, 0, 1), self.tp, self.shape.vocab_size)
+        return whole_VSB.permute(1, 2, 0).float().contiguous()
 
     def _check(self, tokens_BS: Tensor, text: Text | None, cache: KeyValueCache | None = None) -> None:
         """Of a whole beginning of a video; waits for the device."""

@@ -32,7 +32,7 @@ def _without_gradients() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _megatron_runs_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its attention allocates scores and caches on the current GPU, and forks random states for no dropout."""
+    """Its attention allocates on the current GPU, and forks random states for a dropout that it lacks."""
     monkeypatch.setattr(torch.cuda, "current_device", lambda: CPU)
     monkeypatch.setattr(CudaRNGStatesTracker, "fork", lambda self: nullcontext())
 
@@ -77,7 +77,9 @@ def run(model: GPTModel, tokens_BS: Tensor, *, start: int = 0, context: object =
 
 
 @pytest.mark.parametrize("shape", [BASE, SCALED], ids=["base", "scaled"])
-def test_megatrons_gpt_model_takes_our_parameters_by_name_and_makes_the_same_logits(shape: TokenShape) -> None:
+def test_megatrons_gpt_model_takes_our_parameters_by_name_and_makes_the_same_logits(
+    shape: TokenShape,
+) -> None:
     ours, theirs, tokens = tiny_transformer(shape), megatrons(shape), random_tokens(shape, batch=2)
     assert {name for name, _ in theirs.named_parameters()} == {name for name, _ in ours.named_parameters()}
     theirs.load_state_dict(random_weights(shape), strict=False)

@@ -76,9 +76,7 @@ def test_the_network_is_built_where_it_is_asked_to_be() -> None:
         ({"head_dim": 15}, 1, "Heads of 15 channels"),
     ],
 )
-def test_sizes_that_cannot_be_built_are_refused(
-    change: dict[str, int], ranks: int, sentence: str
-) -> None:
+def test_sizes_that_cannot_be_built_are_refused(change: dict[str, int], ranks: int, sentence: str) -> None:
     with pytest.raises(TokenTransformerError, match=sentence):
         build(replace(BASE, **change), ranks=ranks)  # type: ignore[arg-type]
 
@@ -111,7 +109,9 @@ def test_samples_of_a_batch_know_nothing_of_each_other(network: TokenTransformer
     both = decode_all(network, tokens, prompt=9, text=text_B)
     for i in range(3):
         own = slice(i, i + 1)
-        text = None if text_B is None else [type(kv)(kv.k[:, own], kv.v[:, own].contiguous()) for kv in text_B]
+        text = (
+            None if text_B is None else [type(kv)(kv.k[:, own], kv.v[:, own].contiguous()) for kv in text_B]
+        )
         if text is not None:
             text = [kv._replace(k=kv.k.contiguous()) for kv in text]
         close(both[own], decode_all(network, tokens[own], prompt=9, text=text))
@@ -181,7 +181,7 @@ def test_decoding_reads_the_position_from_its_tensor_when_it_runs() -> None:
 
 
 def test_decoding_takes_no_number_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU that would wait for it, and end the recording of a graph; the CPU alone checks the position."""
+    """On a GPU that would end the recording of a graph; the position is checked on the CPU alone."""
     network = tiny_transformer(TEXT)
     tokens, text, cache = random_tokens(TEXT), random_text(network), network.new_cache(1)
     network.prefill(tokens[:, :3], cache, text=text)
