@@ -9,15 +9,15 @@ from cosmos_nemo.catalog import TokenShape
 from cosmos_nemo.checkpoint.load import load_into, rank_index
 from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError, LazyTensor
 from cosmos_nemo.checkpoint.rules import Rule
-from cosmos_nemo.checkpoint.token_names import (
+from cosmos_nemo.checkpoint.token_formats import (
     Stored,
     TokenFormat,
     detect_token_format,
     expected_tensors,
     token_parameter_shapes,
-    token_rules,
     token_rules_for,
 )
+from cosmos_nemo.checkpoint.token_names import token_rules
 from cosmos_nemo.checkpoint.token_sizes import KNOWN_SHAPES
 
 SHAPE = TokenShape(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cosmos_nemo.catalog import TokenShape
 from cosmos_nemo.checkpoint.reader import Checkpoint, LazyTensor
-from cosmos_nemo.checkpoint.token_names import Stored, TokenFormat, expected_tensors, token_rules_for
+from cosmos_nemo.checkpoint.token_formats import Stored, TokenFormat, expected_tensors, token_rules_for
 from cosmos_nemo.checkpoint.token_sizes import (
     KNOWN_SHAPES,
     TOKEN_SIZES,

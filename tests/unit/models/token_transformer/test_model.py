@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cosmos_nemo.catalog import TokenShape
-from cosmos_nemo.checkpoint.token_names import token_parameter_shapes
+from cosmos_nemo.checkpoint.token_formats import token_parameter_shapes
 from cosmos_nemo.models.common.backend import torch_backend
 from cosmos_nemo.models.token_transformer.cache import KeyValueCache
 from cosmos_nemo.models.token_transformer.model import (

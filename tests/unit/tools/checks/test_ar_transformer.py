@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from cosmos_nemo.catalog import TokenShape
 from cosmos_nemo.checkpoint.reader import Checkpoint, LazyTensor
-from cosmos_nemo.checkpoint.token_names import Stored, TokenFormat, token_rules_for
+from cosmos_nemo.checkpoint.token_formats import Stored, TokenFormat, token_rules_for
 from cosmos_nemo.checkpoint.writer.token_transformer import write_token_torch_dist
 from cosmos_nemo.tools import main
 from cosmos_nemo.tools.checks.ar_transformer import shape_of
