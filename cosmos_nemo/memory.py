@@ -326,7 +326,7 @@ def network_parameters(shape: DiTShape, *, tensor_parallel: int = 1) -> int:
     places = 0
     if shape.family is Family.COSMOS1:
         places = shape.max_latent_frames + (shape.max_latent_height + shape.max_latent_width) // patch
-    timestep = 4 * width * width + width
+    timestep = 4 * width * width + width + shape.token_vocab * shape.token_dim
     ends = (shape.patch_dim + shape.latent_channels * patch**2 + 3 * rank) * width
     return shape.num_layers * (linears // tensor_parallel + whole) + places * width + timestep + ends
 

@@ -16,6 +16,7 @@ from cosmos_nemo.catalog import CARDS
 from cosmos_nemo.cli import (
     Invocation,
     general,
+    parse_autoregressive,
     parse_general,
     parse_text2image,
     parse_text2world,
@@ -117,7 +118,7 @@ def inline_commands(page: str) -> Iterator[Command]:
 
 EVERY = [command for page in PAGES for command in (*commands_in(page, read(page)), *inline_commands(page))]
 OURS = [command for command in EVERY if command.script not in _OF_OTHERS]
-_WITH_STAND_INS = ("text2image", "text2world", "video2world", "world_interpolator")
+_WITH_STAND_INS = ("base", "text2image", "text2world", "video2world", "world_interpolator")
 OF_PREDICT1 = [
     command for command in OURS if command.script in (f"inference/{name}.py" for name in _WITH_STAND_INS)
 ]
@@ -141,6 +142,7 @@ def _parser_of_tool(name: str) -> argparse.ArgumentParser:
 
 DOORS: Mapping[str, Callable[[list[str]], Invocation]] = {
     "inference/general.py": parse_general,
+    "inference/base.py": parse_autoregressive,
     "inference/text2image.py": parse_text2image,
     "inference/text2world.py": parse_text2world,
     "inference/video2world.py": parse_video2world,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cosmos_nemo.catalog import TokenShape
-from cosmos_nemo.checkpoint.token_names import token_parameter_shapes
+from cosmos_nemo.checkpoint.token_formats import token_parameter_shapes
 from cosmos_nemo.models.common.backend import torch_backend
 from cosmos_nemo.models.token_transformer.cache import KeyValueCache
 from cosmos_nemo.models.token_transformer.model import Text, TokenTransformer, build_token_transformer
@@ -75,7 +75,7 @@ def decode_all(
     bucket: int | None = None,
     cache: KeyValueCache | None = None,
 ) -> Tensor:
-    """Logits of what follows the tokens prompt - 1, prompt, ... by prefill, then decode; [B, S - prompt + 1, V]."""
+    """Logits of what follows the tokens prompt - 1, prompt, ..., [B, S - prompt + 1, V], token by token."""
     if cache is None:
         cache = network.new_cache(len(tokens_BS))
     logits = [network.prefill(tokens_BS[:, :prompt], cache, text=text)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from cosmos_nemo.catalog import TokenShape
 from cosmos_nemo.checkpoint.reader import Checkpoint
-from cosmos_nemo.checkpoint.token_names import TokenFormat, detect_token_format, token_network_names
+from cosmos_nemo.checkpoint.token_formats import TokenFormat, detect_token_format, token_network_names
 
 _SMALL = TokenShape()
 _LARGE = replace(_SMALL, num_layers=40, hidden_size=5120, rope_scale=2.0)

@@ -7,12 +7,12 @@ import torch
 from cosmos_nemo.sampling.token_loop import generate
 from cosmos_nemo.sampling.tokens import TokenSampling
 from tests.parallel import launcher
-from tests.parallel.token_worker import SEEDS, WORLD, given
+from tests.parallel.token_generation_worker import SEEDS, WORLD, given
 from tests.token_network import FakeTokenNetwork
 
 
 def test_ranks_draw_the_first_ones_tokens_and_stop_at_its_nan(tmp_path: Path) -> None:
-    launcher.run_ranks(WORLD, Path(__file__).parent / "token_worker.py", str(tmp_path))
+    launcher.run_ranks(WORLD, Path(__file__).parent / "token_generation_worker.py", str(tmp_path))
     of_first, of_second = (
         generate(
             FakeTokenNetwork(seed=rank),

@@ -9,7 +9,7 @@ import torch
 from cosmos_nemo.catalog import TokenShape
 from cosmos_nemo.checkpoint.card_file import write_card_file
 from cosmos_nemo.checkpoint.reader import LazyTensor
-from cosmos_nemo.checkpoint.token_names import Stored, TokenFormat, token_rules_for
+from cosmos_nemo.checkpoint.token_formats import Stored, TokenFormat, token_rules_for
 from cosmos_nemo.checkpoint.writer.new_path import new_path
 from cosmos_nemo.checkpoint.writer.pieces import pieces_by
 from cosmos_nemo.checkpoint.writer.torch_dist import write_pieces
@@ -27,7 +27,7 @@ def write_token_torch_dist(
 ) -> None:
     """Writes `folder/weights/` with the layers stacked, as write_torch_dist does, whose arguments these are.
 
-    `tensors` has every name of token_names.token_parameter_shapes(shape).
+    `tensors` has every name of token_formats.token_parameter_shapes(shape).
     """
     pieces = pieces_by(token_rules_for(shape, NEMO), tensors)
     write_pieces(folder, pieces, card_overrides=card_overrides)

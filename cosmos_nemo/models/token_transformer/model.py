@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
 from megatron.core.transformer.module import MegatronModule
@@ -24,6 +23,7 @@ from cosmos_nemo.models.token_transformer.cache import KeyValueCache, empty_cach
 from cosmos_nemo.models.token_transformer.layers import TextKeyValue, TokenLayer, column, rms_norm
 from cosmos_nemo.models.token_transformer.positions import Positions, token_positions
 from cosmos_nemo.models.token_transformer.spec import layer_spec, transformer_config
+from cosmos_nemo.parallel.context import gather_tokens
 
 Text = Sequence[TextKeyValue]
 """A layer's keys and values each, as encode_text makes them."""
@@ -238,16 +238,8 @@ class TokenTransformer(MegatronModule):
     def _logits(self, hidden_SBD: Tensor) -> Tensor:
         """[S, B, V] float32."""
         logits, _ = self.output_layer(self.decoder.final_layernorm(hidden_SBD))
-        if self.tp.size() > 1:
-            logits = self._gathered(logits)
-        return logits.float()
-
-    def _gathered(self, logits_SBv: Tensor) -> Tensor:
-        """All ranks' parts of the vocabulary, on any device: Megatron's gather makes its buffer on CUDA."""
-        size, length = self.tp.size(), len(logits_SBv)
-        parts = logits_SBv.new_empty(size * length, *logits_SBv.shape[1:])
-        dist.all_gather_into_tensor(parts, logits_SBv.contiguous(), group=self.tp)
-        return torch.cat(parts.chunk(size), dim=-1)
+        whole_VSB = gather_tokens(logits.permute(2, 0, 1), self.tp, self.shape.vocab_size)
+        return whole_VSB.permute(1, 2, 0).float().contiguous()
 
     def _check(self, tokens_BS: Tensor, text: Text | None, cache: KeyValueCache | None = None) -> None:
         """Of a whole beginning of a video; waits for the device."""

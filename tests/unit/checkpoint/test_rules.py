@@ -3,7 +3,14 @@ import torch
 
 from cosmos_nemo.checkpoint.reader import CheckpointError, LazyTensor
 from cosmos_nemo.checkpoint.reader.base import Checkpoint
-from cosmos_nemo.checkpoint.rules import BlockDiagonal, InterleavedHeads, JoinedRows, Same, StackedLayer
+from cosmos_nemo.checkpoint.rules import (
+    BlockDiagonal,
+    GroupedHeads,
+    InterleavedHeads,
+    JoinedRows,
+    Same,
+    StackedLayer,
+)
 
 HEADS, HEAD_DIM, WIDTH = 4, 3, 5
 
@@ -19,10 +26,16 @@ def numbered(*shape, start=0):
 
 QKV = {name: numbered(HEADS * HEAD_DIM, WIDTH, start=1000 * i) for i, name in enumerate("qkv")}
 HEADWISE = InterleavedHeads(names=tuple("qkv"), shape=(3 * HEADS * HEAD_DIM, WIDTH), head_dim=HEAD_DIM)
+GROUPED = {
+    name: numbered(3 * rows, WIDTH, start=1000 * i)
+    for i, (name, rows) in enumerate(zip("qkv", (6, 3, 3), strict=True))
+}
+GROUPWISE = GroupedHeads(names=tuple("qkv"), shape=(36, WIDTH), head_dim=HEAD_DIM, num_groups=3)
 CASES = {
     "same": (Same(names=("a",), shape=(4, 5)), {"a": numbered(4, 5)}),
     "stacked": (StackedLayer(names=("a",), shape=(4, 5), layer=1, num_layers=3), {"a": numbered(3, 4, 5)}),
     "heads": (HEADWISE, QKV),
+    "groups": (GROUPWISE, GROUPED),
     "rows": (
         JoinedRows(names=("a", "b"), shape=(4, 5)),
         {"a": numbered(2, 5), "b": numbered(2, 5, start=50)},
@@ -42,8 +55,9 @@ def case(request):
 def test_the_tensor_has_the_shape_the_rule_says(case):
     rule, tensors = case
     assert tuple(rule.read(stored(tensors)).shape) == rule.shape
-    stored_shapes = {tuple(tensors[name].shape) for name in rule.names}
-    assert stored_shapes == {rule.stored_shape()}
+    stored_shapes = tuple(tuple(tensors[name].shape) for name in rule.names)
+    assert stored_shapes == rule.stored_shapes()
+    assert stored_shapes[0] == rule.stored_shape()
 
 
 def test_splitting_undoes_reading(case):
@@ -59,7 +73,7 @@ def test_a_part_is_that_part_of_the_whole(case):
     rule, tensors = case
     whole = rule.read(stored(tensors))
     rows = slice(0, whole.shape[0] // 2 // 3 * 3) if rule is HEADWISE else slice(1, 3)
-    rows = slice(9, 27) if rule is HEADWISE else rows
+    rows = slice(9, 27) if rule is HEADWISE else slice(12, 36) if rule is GROUPWISE else rows
     for index in [(rows,), (rows, slice(2, 4)), (slice(None), slice(1, 2))]:
         assert torch.equal(rule.read(stored(tensors), index), whole[index])
 
@@ -76,6 +90,8 @@ def test_heads_stand_in_the_order_q_k_v():
 def test_a_cut_head_is_our_own_mistake():
     with pytest.raises(AssertionError):
         HEADWISE.read(stored(QKV), (slice(0, HEAD_DIM),))
+    with pytest.raises(AssertionError):
+        GROUPWISE.read(stored(GROUPED), (slice(0, 9),))
 
 
 def test_blocks_stand_on_the_diagonal_and_zeros_beside_them():

@@ -32,7 +32,7 @@ def _without_gradients() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _megatron_runs_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its attention allocates scores and caches on the current GPU, and forks random states for no dropout."""
+    """Its attention allocates on the current GPU, and forks random states for a dropout that it lacks."""
     monkeypatch.setattr(torch.cuda, "current_device", lambda: CPU)
     monkeypatch.setattr(CudaRNGStatesTracker, "fork", lambda self: nullcontext())
 

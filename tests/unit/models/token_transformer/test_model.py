@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cosmos_nemo.catalog import TokenShape
-from cosmos_nemo.checkpoint.token_names import token_parameter_shapes
+from cosmos_nemo.checkpoint.token_formats import token_parameter_shapes
 from cosmos_nemo.models.common.backend import torch_backend
 from cosmos_nemo.models.token_transformer.cache import KeyValueCache
 from cosmos_nemo.models.token_transformer.model import (
@@ -181,7 +181,7 @@ def test_decoding_reads_the_position_from_its_tensor_when_it_runs() -> None:
 
 
 def test_decoding_takes_no_number_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU that would wait for it, and end the recording of a graph; the CPU alone checks the position."""
+    """On a GPU that would end the recording of a graph; the position is checked on the CPU alone."""
     network = tiny_transformer(TEXT)
     tokens, text, cache = random_tokens(TEXT), random_text(network), network.new_cache(1)
     network.prefill(tokens[:, :3], cache, text=text)
