@@ -297,8 +297,9 @@ def test_every_command_of_predict1_passes_a_dry_run_with_stand_ins(
 
 
 def _known_flags() -> set[str]:
-    parsers = [door._parser() for door in (general, text2image, text2world, video2world, world_interpolator)]
-    parsers += [_parser_of_script(f"download/{name}.py") for name in ("diffusion", "nemo")]
+    doors = (autoregressive, general, text2image, text2world, video2world, world_interpolator)
+    parsers = [door._parser() for door in doors]
+    parsers += [_parser_of_script(f"download/{name}.py") for name in ("autoregressive", "diffusion", "nemo")]
     parsers += [_parser_of_tool(name) for name in TOOLS]
     return {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
 

@@ -8,7 +8,7 @@ import torch
 
 from cosmos_nemo.catalog import TokenShape
 from cosmos_nemo.checkpoint.reader import LazyTensor
-from cosmos_nemo.checkpoint.token_names import token_parameter_shapes
+from cosmos_nemo.checkpoint.token_formats import token_parameter_shapes
 from cosmos_nemo.checkpoint.writer.token_transformer import write_token_model_pt, write_token_torch_dist
 
 _LIVELY = 3.0
