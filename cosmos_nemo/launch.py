@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from cosmos_nemo.catalog import CatalogError
 from cosmos_nemo.cli import Invocation
+from cosmos_nemo.cli.flags import OtherDoorsFlag
 from cosmos_nemo.console import set_up_logging
 from cosmos_nemo.parallel.environment import Ranks, ranks_from
 from cosmos_nemo.parallel.startup import prepare_process
@@ -292,7 +293,8 @@ class Complain:
 
     def __call__(self, what: object) -> None:
         text = f"{type(what).__name__}: {what}" if isinstance(what, Exception) else str(what)
-        sys.stderr.write(f"{in_own_names(text, self.flag_names).rstrip()}\n")
+        own = text if isinstance(what, OtherDoorsFlag) else in_own_names(text, self.flag_names)
+        sys.stderr.write(f"{own.rstrip()}\n")
         sys.stderr.flush()
 
 

@@ -15,6 +15,7 @@ import pytest
 from cosmos_nemo.catalog import CARDS
 from cosmos_nemo.cli import (
     Invocation,
+    autoregressive,
     general,
     parse_autoregressive,
     parse_general,

@@ -198,7 +198,8 @@ def diffusion_decoder(repository: str, *, model: str) -> HubFiles:
 def wan_tokenizer(repository: str, *, model: str) -> HubFiles:
     """Wan2.1's video tokenizer, which lies beside networks that are not needed."""
     names = ("tokenizer.pth", "Wan2.1_VAE.pth")
-    return HubFiles(repository=repository, needs=(names,), allow=names, flag="--tokenizer_dir", model=model)
+    needs = (*names, "diffusion_pytorch_model.safetensors")
+    return HubFiles(repository=repository, needs=(needs,), allow=names, flag="--tokenizer_dir", model=model)
 
 
 def text_encoder(repository: str, *, model: str) -> HubFiles:

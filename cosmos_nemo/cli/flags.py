@@ -78,6 +78,10 @@ _OTHER_NAMES = {
 }
 
 
+class OtherDoorsFlag(RequestError):
+    """A flag of another script. Its names are meant as they stand, whatever this door calls the same."""
+
+
 def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """RequestError for a flag that only other doors have; for any other unknown one argparse exits with 2."""
     flags, unknown = parser.parse_known_args(argv)
@@ -85,9 +89,11 @@ def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argpars
     for word in unknown:
         flag = word.partition("=")[0]
         if here := [name for name in dict.fromkeys(_OTHER_NAMES.get(flag, ())) if name in own_flags]:
-            raise RequestError(f"{parser.prog} has {' and '.join(here)} instead of {flag}.")
+            raise OtherDoorsFlag(f"{parser.prog} has {' and '.join(here)} instead of {flag}.")
         if flag in _OF_SOME_DOORS:
-            raise RequestError(f"{flag} is for {_OF_SOME_DOORS[flag]}, not for {parser.prog}. Leave it out.")
+            raise OtherDoorsFlag(
+                f"{flag} is for {_OF_SOME_DOORS[flag]}, not for {parser.prog}. Leave it out."
+            )
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return flags
@@ -226,10 +232,12 @@ def add_machine(
 
 
 def offloaded(flags: argparse.Namespace) -> frozenset[str]:
-    """The stages named by --offload and by the released flags."""
+    """The stages named by --offload and by the released flags; RequestError for one that does not run."""
     named = {name.strip() for name in flags.offload.split(",")} - {""}
     if "all" in named:
         named = (named - {"all"}) | set(flags.stages)
+    for name in sorted(named.difference(flags.stages)):
+        raise RequestError(f"--offload {name} is unknown. Pass one of {', '.join(flags.stages)}.")
     flagged = {stage for stage, flag in _OFFLOAD_FLAGS.items() if getattr(flags, flag, False)}
     return frozenset(named | flagged)
 

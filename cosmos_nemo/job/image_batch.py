@@ -9,6 +9,8 @@ from pathlib import Path
 from cosmos_nemo.job.batch_file import FIELDS, BadLine, BatchFile, checked, fields_of, read_bytes
 from cosmos_nemo.request import RequestError, Text2ImageRequest
 
+_BLOCKED = ".blocked"
+"""What the record of a blocked image ends in, before its suffix."""
 _OUTPUT = "output_image"
 _KINDS = FIELDS | {_OUTPUT: str}
 
@@ -22,6 +24,7 @@ def read_image_batch(path: Path, *, template: Text2ImageRequest) -> BatchFile:
     """
     requests, bad, passed_over = [], [], set()
     taken: dict[str, int] = {}
+    taken_files = set[Path]()
     for number, entry in enumerate(_entries(path), start=1):
         try:
             record = checked(entry, ["prompt"])
@@ -31,12 +34,17 @@ def read_image_batch(path: Path, *, template: Text2ImageRequest) -> BatchFile:
             place = _place(image_path)
             if place == _place(path):
                 raise ValueError(f"what lies beside {image_path} would replace {path}")
+            if place.endswith(_BLOCKED):
+                raise ValueError(f"{image_path} is called as the record of another image that was blocked")
+            if any(above in taken_files for above in image_path.parents):
+                raise ValueError(f"{image_path} lies below another entry's image, which is no folder")
             if place in taken:
                 raise ValueError(f"{image_path} and what lies beside it are those of entry {taken[place]}")
         except ValueError as error:
             bad.append(BadLine(number=number, reason=str(error), unit="entry"))
             continue
         taken[place] = number
+        taken_files.add(image_path)
         passed_over |= record.keys() - _KINDS.keys()
         requests.append(replace(template, **fields, video_path=image_path, line_number=number))
     if not requests:
@@ -46,8 +54,9 @@ def read_image_batch(path: Path, *, template: Text2ImageRequest) -> BatchFile:
 
 
 def _entries(path: Path) -> Sequence[object]:
+    raw = read_bytes(path)
     try:
-        content = json.loads(read_bytes(path).decode("utf-8"))
+        content = json.loads(raw.decode("utf-8"))
     except ValueError as error:
         raise RequestError(f"--batch_input_path {path} is no JSON ({error}).") from None
     except RecursionError:

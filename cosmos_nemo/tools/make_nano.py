@@ -83,6 +83,7 @@ def _serve(args: argparse.Namespace) -> int:
     )
     if args.only:
         maker.check_only()
+        maker.check_recipe()
         take_shipped(args.folder, but=maker.only)
     is_complete = maker.make()
     stop()

@@ -109,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _asked(args: argparse.Namespace) -> Asked:
     from cosmos_nemo.training.post_train import Run
+    from cosmos_nemo.training.prepare import check_is_trainable
     from cosmos_nemo.training.settings import TrainingError
 
     if args.from_scratch and args.nemo_checkpoint is not None:
@@ -116,9 +117,11 @@ def _asked(args: argparse.Namespace) -> Asked:
     for flag in ("save_every", "keep_states", "cache_gib"):
         if not 0 <= getattr(args, flag) < math.inf:
             raise TrainingError(f"--{flag} {getattr(args, flag)} must be at least 0.")
+    card = find_card(args.model)
+    check_is_trainable(card)
     return Asked(
         run=Run(
-            card=find_card(args.model),
+            card=card,
             settings=_settings(args),
             start=None,
             log_dir=args.log_dir,

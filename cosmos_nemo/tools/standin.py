@@ -44,10 +44,7 @@ _TOKENIZER_CHANNELS = 16
 _SMALL_TOKENS = (4, 6)
 """Rows and columns of an autoregressive stand-in's tokens."""
 _MARKER = "standin.json"
-_LAYOUT_USE = {
-    "folder": "general.py --cosmos_assets_dir {folder} or {door} --checkpoint_dir {folder}",
-    "hub": "HF_HOME={folder} HF_HUB_OFFLINE=1",
-}
+_LAYOUTS = ("folder", "hub")
 
 
 class StandinError(ValueError):
@@ -66,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the weights (default 0)")
     parser.add_argument(
         "--layout",
-        choices=tuple(_LAYOUT_USE),
+        choices=_LAYOUTS,
         default="folder",
         help="folder: DIR serves as --cosmos_assets_dir or --checkpoint_dir (default); hub: as HF_HOME",
     )
@@ -80,11 +77,20 @@ def run(args: argparse.Namespace) -> int:
     except (CatalogError, StandinError) as error:
         print(f"cosmos-nemo standin: {error}", file=sys.stderr)
         return 2
-    doors = " or ".join(dict.fromkeys(f"{card.task.value}.py" for card in cards))
-    use = _LAYOUT_USE[args.layout].format(folder=args.folder, door=doors)
+    use = f"HF_HOME={args.folder} HF_HUB_OFFLINE=1"
+    if args.layout == "folder":
+        use = " or ".join(dict.fromkeys(_door(card, args.folder) for card in cards))
     state = "written" if is_new else "is there"
     print(f"{args.folder}: {', '.join(args.cards)} with random weights {state}. Use it with {use}")
     return 0
+
+
+def _door(card: ModelCard, folder: Path) -> str:
+    """The scripts that run the model from the folder."""
+    script = "base" if card.task is Task.AUTOREGRESSIVE else card.task.value
+    own = f"{script}.py --checkpoint_dir {folder}"
+    has_general = card.task in (Task.TEXT2WORLD, Task.VIDEO2WORLD)
+    return f"general.py --cosmos_assets_dir {folder} or {own}" if has_general else own
 
 
 def standin_card(card: ModelCard) -> ModelCard:

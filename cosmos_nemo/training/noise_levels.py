@@ -12,7 +12,7 @@ HIGH = 200.0, 100_000.0
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseLevels:
-    """The distribution of sigma: ln(sigma) is normal, but for `high_share` of the samples uniform in HIGH."""
+    """The distribution of ln(sigma): normal, but for `high_share` of the samples uniform between HIGH's."""
 
     mean: float
     std: float

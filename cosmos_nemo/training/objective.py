@@ -137,8 +137,8 @@ def flow_loss(network: RawNetwork, x0_BCTHW: Tensor, draw: Draw) -> Tensor:
     The loss of each sample, [B] float32: (F - (noise - x0))^2 averaged over the frames not given, of order 1
     at every noise level. x0 is the normalised latent. The network sees (1 - t) x0 + t noise with t = sigma /
     (1 + sigma), the input of FlowDenoiser: since logit(t) = ln(sigma), a normal ln(sigma) is a logit-normal t
-    (arXiv 2403.03206). In terms of the estimate this is ((1 + sigma) / sigma)^2 (x0 - x0_hat)^2, the weight
-    of the released training.
+    (arXiv 2403.03206). In terms of the estimate this is ((1 + sigma) / sigma)^2 (x0 - x0_hat)^2; the released
+    training weighs with (1 + sigma^2) / sigma^2, half of that at sigma 1 and the same at both ends.
     """
     t_B = flow_scaling(draw.sigma_B.float()).c_noise
     t = t_B[:, None, None, None, None]

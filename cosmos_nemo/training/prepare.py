@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from cosmos_nemo.catalog import ModelCard, Task
+from cosmos_nemo.catalog import Family, ModelCard, Task
 from cosmos_nemo.checkpoint.fingerprint import fingerprint
 from cosmos_nemo.request import InterpolationRequest, RequestError, Text2WorldRequest, validate_request
 from cosmos_nemo.stages.text_encoder import TextEncoder
@@ -159,6 +159,7 @@ def plan_preparation(options: Options, card: ModelCard, *, device: torch.device)
             f"longest has {longest}. Pass longer videos or a smaller --num_frames."
         )
     _check_rates(sources)
+    _warn_of_rate(sources[0], card)
     return Preparation(card=card, options=options, device=device, sources=sources)
 
 
@@ -224,7 +225,17 @@ def prepare(
     return len(missing)
 
 
+def check_is_trainable(card: ModelCard) -> None:
+    """RequestError for a task whose training is not built."""
+    if card.task in (Task.TEXT2IMAGE, Task.AUTOREGRESSIVE):
+        raise RequestError(
+            f"{card.name} cannot be trained here yet: what makes images, or draws tokens, has another "
+            "training than what makes videos of noise."
+        )
+
+
 def _check_options(options: Options, card: ModelCard) -> None:
+    check_is_trainable(card)
     if options.num_chunks < 1:
         raise RequestError(f"--num_chunks {options.num_chunks} must be at least 1.")
     if not 0 <= options.seed <= _MAX_SEED:
@@ -325,6 +336,18 @@ def _check_rates(sources: Sequence[Source]) -> None:
                 f"{source.path} has {source.facts.fps:g} fps, but {first.path.name} {first.facts.fps:g}: a "
                 "batch has one frame rate. Convert one of them, or prepare them into folders of their own."
             )
+
+
+def _warn_of_rate(source: Source, card: ModelCard) -> None:
+    """A network of Predict2 is not told how fast its frames follow each other: it learns what it is shown."""
+    if card.network.family is Family.PREDICT2 and not math.isclose(
+        source.facts.fps, card.video.fps, rel_tol=SAME_FPS
+    ):
+        logger.warning(
+            "%s has %g frames per second, but %s makes %d, and is not told the rate: convert the videos "
+            "first, or what moves will move too fast or too slowly",
+            *(source.path, source.facts.fps, card.name, card.video.fps),
+        )
 
 
 def _refuse_foreign(folder: Path) -> None:

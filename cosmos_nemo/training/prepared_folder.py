@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cosmos_nemo.catalog import CARDS, ModelCard, Task
+from cosmos_nemo.catalog import CARDS, ModelCard, Task, WanTokenizerShape
 from cosmos_nemo.training.data import Batch, DataError, check_indices
 
 LATENT, TEXT, MASK, INFO = "video_latent.pth", "t5_text_embeddings.pth", "t5_text_mask.pth", "info.json"
@@ -118,6 +118,11 @@ class PreparedFolder:
         """
         path = self.folder / SETTINGS_FILE
         name = _read_json(path).get("model") if path.is_file() else None
+        if name is None and isinstance(card.tokenizer, WanTokenizerShape):
+            raise DataError(
+                f"{self.folder} has no {SETTINGS_FILE} that says for which model it was prepared. Folders of "
+                f"NeMo's script are for models of Cosmos-1.0: prepare the videos with --model {card.name}."
+            )
         made_for = CARDS.get(str(name))
         if made_for is not None and type(made_for.tokenizer) is not type(card.tokenizer):
             raise DataError(

@@ -116,15 +116,12 @@ class Maker:
 
     def make(self) -> bool:
         """Makes what is missing; False if the deadline came first."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._check_recipe()
+        self.check_recipe()
         for name, path, work in self._parts():
             if path.exists():
                 continue
             if self.only and name not in self.only:
-                if name == SUBJECT:
-                    continue
-                raise RequestError(f"{name} is not in the package: name it with --only, too.")
+                continue
             if time.monotonic() > self.deadline:
                 return False
             started = time.monotonic()
@@ -135,10 +132,27 @@ class Maker:
         return True
 
     def check_only(self) -> None:
-        """RequestError for a name in `only` that no part has."""
+        """RequestError for a name in `only` that no part has, or that needs one which is nowhere."""
         known = [name for name, _, _ in self._parts()]
         for name in sorted(self.only.difference(known)):
             raise RequestError(f"--only {name} is no part of this: {', '.join(known)}.")
+        for name in sorted(self.only):
+            for needed in self._needs(name):
+                if needed not in self.only and not (EMBEDDED / needed).is_dir():
+                    raise RequestError(
+                        f"{name} needs {needed}, which is not in the package: add it to --only."
+                    )
+
+    def _needs(self, name: str) -> list[str]:
+        """What a part is made from."""
+        predict2 = find_card(PREDICT2)
+        tokenizer, text = self.tokenizer_dir.name, self.text_encoder_dir.name
+        wan = self.tokenizer_dir_of(predict2).name
+        if name in (tokenizer, text, wan):
+            return []
+        if name == PREDICT2:
+            return [wan, text]
+        return [tokenizer, text] if name == self.card.name else [tokenizer, text, self.card.name]
 
     def _parts(self) -> list[tuple[str, Path, Callable[[Path], dict[str, Any]]]]:
         """Name, place and maker of each, in the order in which they need each other."""
@@ -155,13 +169,17 @@ class Maker:
             (PREDICT2, self.weights_dir_of(predict2), self._make_predict2),
         ]
 
-    def _check_recipe(self) -> None:
+    def check_recipe(self) -> None:
         """RequestError if the folder holds parts that were made otherwise."""
-        path, recipe = self.folder / _RECIPE_FILE, f"{self.recipe} seed {self.seed}\n"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        only = f" only {' '.join(sorted(self.only))}" if self.only else ""
+        path, recipe = self.folder / _RECIPE_FILE, f"{self.recipe} seed {self.seed}{only}\n"
         if not path.exists():
             path.write_text(recipe, encoding="utf-8")
         if path.read_text(encoding="utf-8") != recipe:
-            raise RequestError(f"{self.folder} was made with another seed or fraction: pass a new folder.")
+            raise RequestError(
+                f"{self.folder} was made with another seed, fraction or --only: pass a new folder."
+            )
 
     def _make_tokenizer(self, path: Path) -> dict[str, Any]:
         shape = self.card.tokenizer

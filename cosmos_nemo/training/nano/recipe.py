@@ -71,7 +71,7 @@ RECIPE = Recipe(
     predict2=replace(_BASE, num_steps=4500, global_batch_size=128, micro_batch_size=128, log_sigma_mean=1.4),
     save_every=2500,
 )
-"""The shipped files: minutes on one H200."""
+"""The shipped files, and the network of Predict2, which is not shipped yet: minutes each on one H200."""
 
 
 def fraction_of(recipe: Recipe, fraction: float) -> Recipe:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cosmos_nemo.request import RequestError
+
 OnStep = Callable[[int, float], None]
 """Takes the number of finished steps and the loss of the last one that was read."""
 
@@ -26,7 +28,7 @@ _LATENT_PENALTY = 1e-4
 _LOSS_EVERY = 20
 
 
-class TokenizerStateError(ValueError):
+class TokenizerStateError(RequestError):
     """A saved state that is damaged, or does not belong to the training that was asked for."""
 
 
@@ -243,13 +245,12 @@ def _read_state(path: Path, *, settings: Mapping[str, Any], device: torch.device
         found = dict(state["settings"])
     except Exception as error:  # torch.load has no error of its own: a damaged file raises any.
         raise TokenizerStateError(
-            f"{path} cannot be read as the state of a training, {error}: remove it, or name another file"
+            f"{path} cannot be read as the state of a training, {error}: remove it"
         ) from error
     for name, value in settings.items():
         if found.get(name) != value:
             raise TokenizerStateError(
-                f"{path} belongs to a training with {name} {found.get(name)}, not {value}: "
-                "remove it, or name another file"
+                f"{path} belongs to a training with {name} {found.get(name)}, not {value}: remove it"
             )
     assert isinstance(state, dict)
     return state

@@ -53,4 +53,4 @@ def test_a_fraction_that_cannot_be_is_refused(
 def test_a_folder_of_another_making_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "--seconds", "1e-9") == 3
     assert run(tmp_path, "--seed", "4") == 2
-    assert "another seed or fraction" in capsys.readouterr().err
+    assert "another seed, fraction or --only" in capsys.readouterr().err

@@ -92,7 +92,7 @@ def test_the_subjects_clips_are_not_written_beside_something_else(tmp_path: Path
 
 def test_a_folder_made_with_another_seed_is_refused(tmp_path: Path) -> None:
     assert not maker(tmp_path, deadline=0.0).make()
-    with pytest.raises(RequestError, match="another seed or fraction"):
+    with pytest.raises(RequestError, match="another seed, fraction or --only"):
         replace(maker(tmp_path), seed=1).make()
 
 
@@ -143,9 +143,23 @@ def test_the_models_that_are_told_frames_are_made_from_the_shipped_ones_and_go_o
     assert pairs["latents_NCTHW"].shape == (2, 16, 3, 16, 16)
 
 
-def test_what_is_neither_shipped_nor_made_is_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=f"{CARD.name}|Tokenizer-CV8x8x8 is not in the package: name it"):
-        maker(tmp_path, SUBJECT).make()
+@pytest.mark.parametrize("name", [WAN, PREDICT2, VIDEO2WORLD, INTERPOLATOR, SUBJECT, CARD.name])
+def test_each_part_can_be_made_alone_of_what_is_shipped(tmp_path: Path, name: str) -> None:
+    maker(tmp_path, name).check_only()
+
+
+def test_what_is_neither_shipped_nor_made_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(make, "EMBEDDED", tmp_path)
+    with pytest.raises(RequestError, match=f"{PREDICT2} needs {WAN}, which is not in the package: add it"):
+        maker(tmp_path, PREDICT2, "Cosmos-Nano-T5").check_only()
+
+
+def test_a_folder_made_of_other_parts_is_refused(tmp_path: Path) -> None:
+    maker(tmp_path, SUBJECT).check_recipe()
+    with pytest.raises(RequestError, match="another seed, fraction or --only"):
+        maker(tmp_path, SUBJECT, VIDEO2WORLD).check_recipe()
 
 
 @pytest.mark.slow
