@@ -116,6 +116,12 @@ PUBLISHED_OFFLOADS = tuple(
 )
 """The rows of the released models' memory table (spec/predict1-diffusion.md, 10), each one stage more."""
 
+_OFFLOADS_OF_TOKENS = tuple(
+    frozenset(names)
+    for names in accumulate((["guardrails"], ["diffusion_decoder"], ["tokenizer"], ["token_generation"]))
+)
+"""Likewise of the autoregressive models' (spec/predict1-autoregressive.md, 9)."""
+
 
 @dataclass(frozen=True)
 class StageMemory:
@@ -306,6 +312,11 @@ def host_bytes(stages: tuple[StageMemory, ...], offload: frozenset[str], *, plan
     )
 
 
+def published_offloads(card: ModelCard) -> tuple[frozenset[str], ...]:
+    """What is offloaded in each row of the released models' memory table, each one stage more."""
+    return PUBLISHED_OFFLOADS if card.tokens is None else _OFFLOADS_OF_TOKENS
+
+
 def published_rows(card: ModelCard, *, is_batch: bool = False) -> tuple[tuple[frozenset[str], int], ...]:
     """What is offloaded, and the predicted peak, for each row of the released models' memory table.
 
@@ -314,7 +325,7 @@ def published_rows(card: ModelCard, *, is_batch: bool = False) -> tuple[tuple[fr
     stages, order = stage_memory(card), order_of(card)
     return tuple(
         (offload, peak(stages, offload=offload, is_batch=is_batch, order=order))
-        for offload in PUBLISHED_OFFLOADS
+        for offload in published_offloads(card)
     )
 
 

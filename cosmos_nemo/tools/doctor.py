@@ -22,12 +22,12 @@ from cosmos_nemo.catalog import CARDS, NOT_ON_THE_HUB, CatalogError, DiTShape, M
 from cosmos_nemo.memory import (
     DEVICE_OVERHEAD,
     GIB,
-    PUBLISHED_OFFLOADS,
     StageMemory,
     host_bytes,
     network_parameters,
     order_of,
     peak,
+    published_offloads,
     stage_memory,
 )
 
@@ -43,7 +43,6 @@ _PACKAGES = (
     "huggingface_hub",
     "numpy",
 )
-_OFFLOADS = (frozenset[str](), *PUBLISHED_OFFLOADS)
 _CPU_PARAMETERS = 10**8
 """Larger networks would take a CPU days for one video."""
 _RATES = {"H200": 563e12}
@@ -131,7 +130,7 @@ def runnable(machine: Machine, cards: Sequence[ModelCard]) -> list[ModelCard]:
         card
         for card in cards
         if not set(machine.missing.get(card.name, _UNKNOWN)) - set(_OPTIONAL)
-        and any(not _objection(machine, card, offload) for offload in _OFFLOADS)
+        and any(not _objection(machine, card, offload) for offload in _all_offloads(card))
     ]
 
 
@@ -178,10 +177,10 @@ def _memory_lines(machine: Machine, group: Sequence[ModelCard]) -> Iterator[str]
     for each in group:
         yield f"{each.name}, {_time(machine, each)}"
     frames = "1 image" if card.task is Task.TEXT2IMAGE else f"{video.num_frames} frames"
-    title, names = f"{frames} of {video.width} x {video.height}", _offload_names(stages)
+    title, names = f"{frames} of {video.width} x {video.height}", _offload_names(card, stages)
     width = max(len(name) for name in (title, *names))
     yield f"  {title:<{width}}  GPU GiB  host GiB  on this machine"
-    rows = list(zip(_offloads(stages), names, strict=True))
+    rows = list(zip(_offloads(card, stages), names, strict=True))
     for offload, name in rows[:1] if _is_small(card) else rows:
         most = _gib(peak(stages, offload=offload, is_batch=True, order=order_of(card)))
         host = _gib(host_bytes(stages, offload))
@@ -192,18 +191,23 @@ def _gib(num_bytes: int) -> str:
     return "< 0.1" if 0 < num_bytes < GIB / 10 else f"{num_bytes / GIB:.1f}"
 
 
-def _offloads(stages: tuple[StageMemory, ...]) -> list[frozenset[str]]:
+def _all_offloads(card: ModelCard) -> tuple[frozenset[str], ...]:
+    return (frozenset(), *published_offloads(card))
+
+
+def _offloads(card: ModelCard, stages: tuple[StageMemory, ...]) -> list[frozenset[str]]:
     """The published rows in which something more is parked than in the row before."""
-    chosen = [_OFFLOADS[0]]
-    for offload in _OFFLOADS[1:]:
+    first, *others = _all_offloads(card)
+    chosen = [first]
+    for offload in others:
         if host_bytes(stages, offload) > host_bytes(stages, chosen[-1]):
             chosen.append(offload)
     return chosen
 
 
-def _offload_names(stages: tuple[StageMemory, ...]) -> list[str]:
+def _offload_names(card: ModelCard, stages: tuple[StageMemory, ...]) -> list[str]:
     names, before = ["nothing offloaded"], frozenset[str]()
-    for offload in _offloads(stages)[1:]:
+    for offload in _offloads(card, stages)[1:]:
         added = ",".join(sorted(name for name in offload - before if host_bytes(stages, frozenset({name}))))
         names.append(f"{'+' if before else '--offload'} {added}")
         before = offload
@@ -409,15 +413,18 @@ def _parts(card: ModelCard) -> "dict[str, HubFiles]":
     from cosmos_nemo.checkpoint import locate
 
     sources = card.sources
-    parts = {
-        "network": locate.weights_of(card),
-        "tokenizer": locate.tokenizer_of(card),
-        "text_encoder": locate.text_encoder_of(card),
-    }
+    parts = {"network": locate.weights_of(card), "tokenizer": locate.tokenizer_of(card)}
+    if card.tokens is not None:
+        parts["discrete_tokenizer"] = locate.discrete_tokenizer_of(card)
+        parts["diffusion_decoder"] = locate.diffusion_decoder_of(card)
+    if sources.text_encoder:
+        parts["text_encoder"] = locate.text_encoder_of(card)
     if sources.upsampler:
         parts["upsampler"] = locate.upsampler_of(card)
     if sources.guardrail:
-        parts |= {"guardrail": locate.guardrail_of(card), "text_guard": locate.text_guard_of(card)}
+        parts["guardrail"] = locate.guardrail_of(card)
+    if sources.text_guard:
+        parts["text_guard"] = locate.text_guard_of(card)
     return parts
 
 

@@ -301,3 +301,18 @@ def test_pixtral_without_the_tokenizer_beside_it_is_missing(tmp_path: Path) -> N
 def test_a_nano_model_that_is_not_shipped_lacks_its_network_alone(name: str) -> None:
     missing = look((find_card(name),), checkpoint_dir=None).missing[name]
     assert set(missing) <= {"network"}
+
+
+def test_an_autoregressive_model_is_told_with_its_own_parts_and_rows(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from cosmos_nemo.tools.main import main
+
+    assert main(["doctor", "--model", "Cosmos-Predict1-4B", "--checkpoint_dir", str(tmp_path)]) == 1
+    shown = capsys.readouterr().out
+    assert "missing: network, tokenizer, discrete tokenizer, diffusion decoder, guardrail\n" in shown
+    assert (
+        "+ diffusion_decoder" in shown
+        and "+ token_generation" in shown
+        and "text" not in shown.partition("files\n")[2].partition("predicted")[0]
+    )
