@@ -39,7 +39,7 @@ from cosmos_nemo.models.wan_tokenizer.model import WanTokenizer
 from cosmos_nemo.models.wan_tokenizer.model import build_autoencoder as build_wan_autoencoder
 from cosmos_nemo.parallel.groups import Groups, start_alone
 from cosmos_nemo.parallel.startup import prepare_process
-from cosmos_nemo.pipelines.base import Pipeline
+from cosmos_nemo.pipelines.base import DiffusionPipeline
 from cosmos_nemo.pipelines.text2world import Text2World
 from cosmos_nemo.pipelines.video2world import Video2World
 from cosmos_nemo.request import Text2WorldRequest, Video2WorldRequest
@@ -270,11 +270,11 @@ def pipeline_of(
     groups: Groups,
     backend: str,
     device: torch.device,
-) -> Pipeline[Any, Any]:
+) -> DiffusionPipeline[Any, Any]:
     dtype = torch.bfloat16
     common: dict[str, Any] = {"device": device}
     is_text = card.task is Task.TEXT2WORLD
-    kind: type[Pipeline[Any, Any]] = Text2World if is_text else Video2World
+    kind: type[DiffusionPipeline[Any, Any]] = Text2World if is_text else Video2World
     return kind(
         text_guard=FullTextGuard(
             word_lists=small / "blocklist", folder=small / "guard", offload="guardrails" in offload, **common

@@ -268,7 +268,9 @@ def test_the_readme_has_the_commands_of_the_interpolators_document() -> None:
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme") / "checkpoints"
     names = ("1-7B-Text2World", "1-14B-Text2World", "1-7B-Video2World", "1-7B-WorldInterpolator")
-    cards = [CARDS[f"Cosmos-Predict{name}"] for name in (*names, "2-2B-Video2World", "2-2B-Text2Image")]
+    cards = [
+        CARDS[f"Cosmos-Predict{name}"] for name in (*names, "1-4B", "2-2B-Video2World", "2-2B-Text2Image")
+    ]
     write_standin(cards, folder, seed=0, layout="folder")
     (folder / f"{cards[0].name}_post-trained").symlink_to(folder / cards[0].name)
     return folder

@@ -117,12 +117,12 @@ class PreparedFolder:
         Those of Cosmos-1.0 and of Wan2.1 make latents of the same channels, but not of the same meaning.
         """
         path = self.folder / SETTINGS_FILE
-        name = _read_json(path).get("model") if path.is_file() else None
-        if name is None and isinstance(card.tokenizer, WanTokenizerShape):
+        if not path.is_file() and isinstance(card.tokenizer, WanTokenizerShape):
             raise DataError(
-                f"{self.folder} has no {SETTINGS_FILE} that says for which model it was prepared. Folders of "
-                f"NeMo's script are for models of Cosmos-1.0: prepare the videos with --model {card.name}."
+                f"{self.folder} has no {SETTINGS_FILE}, as folders of NeMo's script, which are for models of "
+                f"Cosmos-1.0: prepare the videos with --model {card.name}."
             )
+        name = _read_json(path).get("model") if path.is_file() else None
         made_for = CARDS.get(str(name))
         if made_for is not None and type(made_for.tokenizer) is not type(card.tokenizer):
             raise DataError(

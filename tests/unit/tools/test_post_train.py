@@ -34,6 +34,7 @@ def write_samples(folder: Path, *, latent_frames: int = 2, num_frames: int = 9) 
     """Three clips of 9 frames of 32 x 48 as prepare-data writes them."""
     generator = torch.Generator().manual_seed(0)
     shape = NANO.network
+    (folder / "prepared.json").write_text("{}")
     for name in range(3):
         latent = torch.randn(16, latent_frames, 4, 6, generator=generator)
         torch.save(latent, folder / f"{name}.video_latent.pth")
@@ -378,6 +379,7 @@ def test_a_released_name_is_planned_without_its_weights(
         torch.save(torch.randn(shape, generator=generator).bfloat16(), tmp_path / f"0.{part}.pth")
     torch.save(torch.ones(512), tmp_path / "0.t5_text_mask.pth")
     (tmp_path / "0.info.json").write_text(json.dumps({"fps": 16}))
+    (tmp_path / "prepared.json").write_text("{}")
     flags = ("--from_scratch", "--dry_run", "--tensor_parallel", "8")
     assert command(*flags, data=tmp_path, model=card.name) == 0
     said = capsys.readouterr().out

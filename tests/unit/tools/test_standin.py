@@ -307,7 +307,9 @@ def test_the_message_names_the_scripts_that_take_the_folder(
 ) -> None:
     assert run(VIDEO, BETWEEN, seeing) == 0
     shown = capsys.readouterr().out
-    assert f"video2world.py or world_interpolator.py --checkpoint_dir {seeing}" in shown
+    use = [f"general.py --cosmos_assets_dir {seeing}"]
+    use += [f"{door}.py --checkpoint_dir {seeing}" for door in ("video2world", "world_interpolator")]
+    assert shown.endswith(f"Use it with {' or '.join(use)}\n")
 
 
 def test_the_upsampler_is_found_in_a_hugging_face_cache_with_its_tokenizer_beside(tmp_path: Path) -> None:

@@ -205,16 +205,22 @@ def test_an_interpolator_takes_only_samples_that_were_prepared_for_one(
         data.check(card)
 
 
-def test_a_predict2_needs_two_latent_frames_and_takes_samples_that_tell_no_model(tmp_path: Path) -> None:
+def test_a_predict2_needs_two_latent_frames_and_samples_that_were_prepared_here(tmp_path: Path) -> None:
+    """NeMo's script, which leaves no prepared.json, has the tokenizer of Cosmos-1.0."""
     card = find_card("Cosmos-Nano-Predict2-Video2World")
+    settings = tmp_path / "prepared.json"
+    settings.write_text("{}")
     write(tmp_path, 0, video_latent=torch.zeros(16, 1, 4, 6))
     with pytest.raises(DataError, match="prepare videos of 5 frames or more"):
         PreparedFolder(tmp_path).check(card)
     write(tmp_path, 0)
-    for told in (None, {}, {"model": "My-Own-World"}, {"model": card.name}, []):
-        if told is not None:
-            (tmp_path / "prepared.json").write_text(json.dumps(told))
+    for told in ({}, {"model": "My-Own-World"}, {"model": card.name}, []):
+        settings.write_text(json.dumps(told))
         PreparedFolder(tmp_path).check(card)
+    settings.unlink()
+    with pytest.raises(DataError, match=r"has no prepared\.json, as folders of NeMo's script"):
+        PreparedFolder(tmp_path).check(card)
+    PreparedFolder(tmp_path).check(NANO)
     (tmp_path / "prepared.json").write_text(json.dumps({"model": NANO.name}))
     with pytest.raises(DataError, match=f"was prepared for {NANO.name}, whose tokenizer is not"):
         PreparedFolder(tmp_path).check(card)

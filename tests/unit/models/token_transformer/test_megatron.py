@@ -1,5 +1,6 @@
 """The same arithmetic as Megatron's own GPTModel, and the same names in memory and in a NeMo checkpoint."""
 
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,6 +29,15 @@ from tests.tiny_tokens import BASE, SCALED, decode_all, random_tokens, random_we
 def _without_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _environment_is_left_as_it_was() -> Iterator[None]:
+    """GPTModel sets Transformer Engine's variables, which processes of other tests must not see."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
 
 
 @pytest.fixture(autouse=True)
