@@ -23,6 +23,8 @@ BASE = ROOT / "inference/base.py"
 SMALL, LARGE = "Cosmos-Predict1-4B", "Cosmos-Predict1-12B"
 CLIP = "assets/autoregressive/input.mp4"
 ONE = ["--input_image_or_video_path", CLIP, "--disable_guardrail"]
+QUICK = ["--num_steps", "2"]
+"""Of the diffusion decoder."""
 FRAMES, HEIGHT, WIDTH = 33, 64, 96
 """Of a stand-in's videos."""
 
@@ -110,9 +112,11 @@ def test_the_documents_eight_ranks_make_what_one_makes(run_here: Run, here: Path
         *("--checkpoint_dir", str(here / "checkpoints"), "--video_save_name", "v.npy"),
         *("--input_image_or_video_path", str(here / CLIP), "--video_save_folder"),
     ]
-    ended = run_here(*argv, *places, "one", "--num_gpus", "1")
+    ended = run_here(*argv, *QUICK, *places, "one", "--num_gpus", "1")
     assert ended.returncode == 0, ended.stderr
-    ranks = launcher.wait_for(launcher.start_ranks(8, BASE, *argv, *places, str(here / "eight")), timeout=240)
+    ranks = launcher.wait_for(
+        launcher.start_ranks(8, BASE, *argv, *QUICK, *places, str(here / "eight")), timeout=240
+    )
     assert [one.status for one in ranks] == [0] * 8, ranks[0].err
     assert _manifest(here / "eight/v.npy")["plan"] == {"cfg": 1, "cp": 1, "tp": 8, "replicas": 1}
     assert _far(numpy.load(here / "eight/v.npy"), numpy.load(here / "one/v.npy")) <= 1
@@ -130,8 +134,9 @@ def test_the_documents_eight_ranks_make_what_one_makes(run_here: Run, here: Path
 def test_any_number_of_ranks_makes_the_video_of_one(
     run_here: Run, here: Path, num_ranks: int, flags: list[str], plan: tuple[int, int, int]
 ) -> None:
-    one = _made(run_here, here, "one")
+    one = _made(run_here, here, "one", *QUICK)
     argv = [
+        *QUICK,
         *("--checkpoint_dir", str(here / "checkpoints"), "--disable_guardrail"),
         *("--input_image_or_video_path", str(here / CLIP)),
         *("--video_save_folder", str(here / "many"), "--video_save_name", "v.npy"),
@@ -193,17 +198,17 @@ def test_tokens_drawn_together_are_those_drawn_alone(run_here: Run, here: Path) 
 
 def test_flags_change_the_video(run_here: Run, here: Path) -> None:
     variants: dict[str, list[str]] = {
-        "released": [],
-        "again": ["--temperature", "1", "--top_p", "0.8", "--seed", "0", "--guidance", "1.8"],
-        "seeded": ["--seed", "1"],
-        "greedy": ["--temperature", "0"],
-        "few": ["--top_k", "2"],
-        "one_frame": ["--num_input_frames", "1"],
+        "released": QUICK,
+        "again": [*QUICK, "--temperature", "1", "--top_p", "0.8", "--seed", "0", "--guidance", "1.8"],
+        "seeded": [*QUICK, "--seed", "1"],
+        "greedy": [*QUICK, "--temperature", "0"],
+        "few": [*QUICK, "--top_k", "2"],
+        "one_frame": [*QUICK, "--num_input_frames", "1"],
         "tokenizer": ["--disable_diffusion_decoder"],
-        "guided": ["--guidance", "3"],
-        "steps": ["--num_steps", "4"],
-        "res": ["--sampler", "RES"],
-        "large": ["--ar_model_dir", LARGE],
+        "guided": [*QUICK, "--guidance", "3"],
+        "steps": ["--num_steps", "3"],
+        "res": [*QUICK, "--sampler", "RES"],
+        "large": [*QUICK, "--ar_model_dir", LARGE],
     }
     made = {name: _made(run_here, here, name, *flags) for name, flags in variants.items()}
     assert all(video.shape == (FRAMES, HEIGHT, WIDTH, 3) for video in made.values())
@@ -222,8 +227,8 @@ def test_an_image_is_gone_on_from(run_here: Run, here: Path) -> None:
 
 
 def test_offloading_changes_nothing(run_here: Run, here: Path) -> None:
-    resident = _made(run_here, here, "resident")
-    parked = _made(run_here, here, "parked", "--offload", "all", "--video_save_folder", "outputs")
+    resident = _made(run_here, here, "resident", *QUICK)
+    parked = _made(run_here, here, "parked", *QUICK, "--offload", "all")
     assert numpy.array_equal(resident, parked)
 
 
