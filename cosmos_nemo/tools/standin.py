@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +44,8 @@ _NANO_WIDTH = 512
 _TOKENIZER_CHANNELS = 16
 _SMALL_TOKENS = (4, 6)
 """Rows and columns of an autoregressive stand-in's tokens."""
+_SMALL_LEVELS = (8, 5, 5)
+"""Of its codes: drawing from 64,000 tokens would take most of its time."""
 _MARKER = "standin.json"
 _LAYOUTS = ("folder", "hub")
 
@@ -132,13 +135,14 @@ def _small_tokens(card: ModelCard, tokens: TokenModel) -> ModelCard:
             head_dim=shape.head_dim // 16,
             ffn_hidden_size=shape.ffn_hidden_size // 32,
             latent_THW=latent_THW,
+            vocab_size=prod(_SMALL_LEVELS),
         ),
-        tokenizer=replace(tokens.tokenizer, channels=_TOKENIZER_CHANNELS),
+        tokenizer=replace(tokens.tokenizer, channels=_TOKENIZER_CHANNELS, levels=_SMALL_LEVELS),
     )
     return replace(
         card,
         tokens=small,
-        network=nano_decoder(card.network),
+        network=replace(nano_decoder(card.network), token_vocab=prod(_SMALL_LEVELS)),
         tokenizer=replace(card.tokenizer, channels=_TOKENIZER_CHANNELS),
         video=replace(card.video, height=latent_THW[1] * side, width=latent_THW[2] * side),
     )
