@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +22,17 @@ def fetch(wanted: "Sequence[HubFiles]", place: "Callable[[], Place]", *, dry_run
     except KeyboardInterrupt:
         warn("Stopped. The same command goes on from here.")
         return 1
+
+
+def fetch_into(root: Path, wanted: "Sequence[HubFiles]", *, dry_run: bool) -> int:
+    """Likewise, into a folder of checkpoints with one folder a repository."""
+
+    def folder() -> "Place":
+        from cosmos_nemo.checkpoint.download import AssetsFolder
+
+        return AssetsFolder(root=root)
+
+    return fetch(wanted, folder, dry_run=dry_run)
 
 
 def say(line: str) -> None:

@@ -9,13 +9,9 @@ Stopped, or run again, it goes on with what is missing.
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cosmos_nemo.checkpoint.autoregressive import MODELS, files_of
-from cosmos_nemo.fetch import fetch
-
-if TYPE_CHECKING:
-    from cosmos_nemo.checkpoint.download import AssetsFolder
+from cosmos_nemo.fetch import fetch_into
 
 
 def main() -> int:
@@ -24,13 +20,7 @@ def main() -> int:
     root = Path(flags.checkpoint_dir)
     if root.exists() and not root.is_dir():
         parser.error(f"--checkpoint_dir {root} is a file. Name a folder; it is made if it is not there.")
-    return fetch(files_of(flags.model_sizes), lambda: _folder(root), dry_run=flags.dry_run)
-
-
-def _folder(root: Path) -> "AssetsFolder":
-    from cosmos_nemo.checkpoint.download import AssetsFolder
-
-    return AssetsFolder(root=root)
+    return fetch_into(root, files_of(flags.model_sizes), dry_run=flags.dry_run)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,7 +9,6 @@ Stopped, or run again, it goes on with what is missing.
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cosmos_nemo.checkpoint.families import (
     FAMILIES,
@@ -25,10 +24,7 @@ from cosmos_nemo.checkpoint.families import (
     choose_variants,
     files_of,
 )
-from cosmos_nemo.fetch import fetch
-
-if TYPE_CHECKING:
-    from cosmos_nemo.checkpoint.download import AssetsFolder
+from cosmos_nemo.fetch import fetch_into
 
 
 def main() -> int:
@@ -44,13 +40,7 @@ def main() -> int:
     if root.exists() and not root.is_dir():
         parser.error(f"--checkpoint_dir {root} is a file. Name a folder; it is made if it is not there.")
     wanted = files_of(family, models, variants)
-    return fetch(wanted, lambda: _folder(root), dry_run=flags.dry_run)
-
-
-def _folder(root: Path) -> "AssetsFolder":
-    from cosmos_nemo.checkpoint.download import AssetsFolder
-
-    return AssetsFolder(root=root)
+    return fetch_into(root, wanted, dry_run=flags.dry_run)
 
 
 def _parser() -> argparse.ArgumentParser:
