@@ -65,12 +65,14 @@ def make_items(
     size = job.setup.batch_size
     together = [open_requests[start : start + size] for start in range(0, len(open_requests), size)]
     for number in turns.take(len(together)):
+        before = _costs(pipeline)  # what is done for several stands at the first of them
         if len(together[number]) > 1:
             pipeline.ahead(together[number], on_progress=on_progress)
         for request in together[number]:
             outcome = _make(
-                job, request, pipeline, groups, tell=tell, on_progress=on_progress, versions=versions
+                job, request, pipeline, groups, before, tell=tell, on_progress=on_progress, versions=versions
             )
+            before = _costs(pipeline)
             tally = tally.with_one(outcome)
     return Tally(**turns.totals(asdict(tally)))
 
@@ -95,13 +97,13 @@ def _make(
     request: Text2WorldRequest,
     pipeline: AnyPipeline,
     groups: Groups,
+    before: Mapping[str, Costs],
     *,
     tell: Tell,
     on_progress: OnProgress,
     versions: Mapping[str, str],
 ) -> str:
-    """What became of the video: the name of its field in Tally."""
-    before = {stage.name: replace(stage.costs) for stage in pipeline.stages}
+    """What became of the video: the name of its field in Tally. before: the costs when its turn began."""
     path = request.video_path
     try:
         rank_zero(lambda: job.check_unchanged(request), groups.replica)
@@ -165,6 +167,10 @@ def _terminated_like_any_exit() -> Iterator[None]:
 
 def _with_outcome(manifest: dict[str, Any], outcome: Mapping[str, str]) -> dict[str, Any]:
     return {**manifest, "guardrails": {**manifest["guardrails"], **outcome}}
+
+
+def _costs(pipeline: AnyPipeline) -> dict[str, Costs]:
+    return {stage.name: replace(stage.costs) for stage in pipeline.stages}
 
 
 def _cost_facts(stage: Stage, before: Costs) -> dict[str, Any]:

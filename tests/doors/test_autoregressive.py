@@ -191,6 +191,15 @@ def test_tokens_drawn_together_are_those_drawn_alone(run_here: Run, here: Path) 
         ended = run_here(*argv, "--batch_size", size, "--video_save_folder", f"of{size}")
         assert ended.returncode == 1, ended.stderr
         assert "gone.mp4 does not exist" in ended.stderr + ended.stdout
+    seconds = [
+        [
+            _manifest(here / f"of{size}/{name}.mp4")["stages"]["token_generation"]["seconds"]
+            for name in (0, 2, 3)
+        ]
+        for size in (1, 2)
+    ]
+    assert min(seconds[0]) > 0
+    assert seconds[1][0] > 0 and seconds[1][1] == 0 and seconds[1][2] > 0
     found = [[imageio.mimread(here / f"of{size}/{name}.mp4") for name in (0, 2, 3)] for size in ("1", "2")]
     assert numpy.array_equal(numpy.array(found[0]), numpy.array(found[1]))
     assert not numpy.array_equal(numpy.array(found[0][0]), numpy.array(found[0][1]))
