@@ -59,7 +59,7 @@ demo: setup
 	$(VENV)/bin/cosmos-nemo sheet $(DEMO_VIDEO) $(DEMO_VIDEO:.mp4=.png)
 	@echo "The video is $(DEMO_VIDEO), its frames are $(DEMO_VIDEO:.mp4=.png)"
 
-# The embedded models from nothing: 27 minutes and more on an H200. Stopped, it goes on with the same command.
+# The embedded models from nothing: 33 minutes and more on an H200. Stopped, it goes on with the same command.
 nano: setup
 	$(VENV)/bin/cosmos-nemo make-nano outputs/nano
 	@for model in Text2World Video2World WorldInterpolator Predict2-Video2World; do \

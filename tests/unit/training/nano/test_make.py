@@ -101,11 +101,7 @@ def test_what_is_shipped_is_taken_once_and_not_made_again(tmp_path: Path) -> Non
     take_shipped(tmp_path, but=but)
     made = maker(tmp_path)
     paths = (made.tokenizer_dir, made.text_encoder_dir, made.weights_dir)
-    assert [name for name, path, _ in made._parts() if not path.exists()] == [
-        SUBJECT,
-        VIDEO2WORLD,
-        PREDICT2,  # until it is shipped
-    ]
+    assert [name for name, path, _ in made._parts() if not path.exists()] == [SUBJECT, VIDEO2WORLD]
     network_rules(CARD.network, open_checkpoint(made.weights_dir))
     before = [path.stat().st_mtime_ns for path in paths]
     (made.tokenizer_dir / "mean_std.pt").write_bytes(b"mine")
