@@ -16,6 +16,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 VIDEO2WORLD, INTERPOLATOR = "Cosmos-Nano-Video2World", "Cosmos-Nano-WorldInterpolator"
 _FEW_STARTS = ("--num_seen", "8", "--num_unseen", "0", "--num_turned", "3")
+_PREDICT2 = ("--model", "Cosmos-Nano-Predict2-Video2World", "--num_steps", "12", *_FEW_STARTS)
+"""A third of the steps: 35 of them take a minute."""
 
 
 def test_videos_go_on_from_their_frames_as_their_prompts_say(tmp_path: Path) -> None:
@@ -30,6 +32,18 @@ def test_a_deliberate_mistake_of_video2world_shows(tmp_path: Path, mistake: str)
     rows = quality(tmp_path, "--model", VIDEO2WORLD, *_FEW_STARTS, "--mistake", mistake)["rows"]
     told = [rows[name] for name in ("trained, 1 frame", "trained, 9 frames", "another direction")]
     assert sum(row["all"] * row["videos"] for row in told) / sum(row["videos"] for row in told) <= 50
+
+
+def test_videos_of_predict2_go_on_from_their_frames_as_their_prompts_say(tmp_path: Path) -> None:
+    rows = quality(tmp_path, *_PREDICT2)["rows"]
+    for name in ("trained, 1 frame", "trained, 5 frames", "another direction"):
+        assert rows[name]["videos"] >= 3
+        assert min(rows[name][column] for column in ("colour", "shape", "motion", "goes on")) == 100
+
+
+def test_a_deliberate_mistake_of_predict2_shows(tmp_path: Path) -> None:
+    rows = quality(tmp_path, *_PREDICT2, "--mistake", "guidance_sign")["rows"]
+    assert max(rows[name]["all"] for name in ("trained, 1 frame", "trained, 5 frames")) <= 50
 
 
 def test_the_object_keeps_its_way_where_two_chunks_meet(tmp_path: Path) -> None:
