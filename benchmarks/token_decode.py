@@ -1,7 +1,7 @@
 """Tokens a second of an autoregressive transformer, beside what the GPU's memory allows.
 
 python benchmarks/token_decode.py --model Cosmos-Predict1-4B
-python benchmarks/token_decode.py --model Cosmos-Predict1-12B --batch_sizes 1 8
+python benchmarks/token_decode.py --model Cosmos-Predict1-12B --batch_sizes 1 8 --ends 1024
 
 Random weights at full size, bfloat16 unless --dtype says otherwise. "prefill" is the prompt of nine frames
 read at once, the median of three. Then --tokens tokens are drawn after it as a video's are (top-p 0.8,
@@ -9,6 +9,10 @@ sampling/token_loop.py), on a GPU by CUDA graphs, one for every 1,024 positions;
 all videos of the batch from the end of the prompt to the last token, the captures included. The line that
 memory allows is --bandwidth over the bytes that a step reads: all weights but the embedding, and the keys and
 values of half the tokens between the prompt's and the last one's. --no_graphs launches every kernel.
+
+A step takes longer with every 1,024 positions, by the same each time. --ends N draws the first N and the last
+N tokens of a video alone, and tells the tokens a second at the mean of their seconds; take a multiple of
+1,024, so that there are as many captures for each token. --profile tells the kernels of the first 64 tokens.
 """
 
 import argparse
@@ -68,6 +72,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--backends", nargs="+", default=list(_BACKENDS), choices=_BACKENDS)
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--tokens", type=int, help="drawn after the prompt; all that a video has")
+    parser.add_argument("--ends", type=int, metavar="N", help="draw the first N and the last N of them alone")
+    parser.add_argument("--profile", action="store_true", help="where the time of a step goes")
     parser.add_argument("--layers", type=int, help="instead of the model's own number, to try it out")
     parser.add_argument("--width", type=int, help="likewise of the hidden state and the MLP")
     parser.add_argument("--latent", type=int, nargs=3, metavar=("T", "H", "W"), help="likewise of a video")
@@ -112,32 +118,65 @@ def measured(network: TokenTransformer, batch_size: int, args: argparse.Namespac
     shape, device = network.shape, network.device
     prompt = prompt_length(shape)
     count = min(args.tokens or shape.num_video_tokens, shape.num_video_tokens - prompt)
-    tokens_BS = torch.randint(shape.vocab_size, (batch_size, prompt), device=device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    prefill = prefill_seconds(network, tokens_BS)
+    generator = torch.Generator(device).manual_seed(batch_size)
+    size = (batch_size, shape.num_video_tokens)
+    tokens_BS = torch.randint(shape.vocab_size, size, device=device, generator=generator)
+    spans = [(prompt, count)]
+    if args.ends and 2 * args.ends < count:
+        spans = [(prompt, args.ends), (prompt + count - args.ends, args.ends)]
     options: dict[str, Any] = {
-        "num_tokens": count,
         "sampling": TokenSampling(),
         "seeds": list(range(batch_size)),
         "use_graphs": False if args.no_graphs else None,
     }
-    generate(network, tokens_BS, **{**options, "num_tokens": min(count, 4)})
-    synchronize(device)
-    started = time.perf_counter()
-    generate(network, tokens_BS, **options)
-    seconds = time.perf_counter() - started - prefill
+    generate(network, tokens_BS[:, :prompt], num_tokens=min(count, 4), **options)
+    costs = [span_seconds(network, tokens_BS[:, :begin], number, options) for begin, number in spans]
+    step = statistics.mean(
+        seconds / (number - 1) for (_, seconds), (_, number) in zip(costs, spans, strict=True)
+    )
     allowed = batch_size * args.bandwidth / bytes_of_a_step(network, batch_size, prompt, count)
-    speed = batch_size * (count - 1) / seconds
-    return {
+    speed = batch_size / step
+    row = {
         "batch_size": batch_size,
-        "prefill_seconds": prefill,
+        "prefill_seconds": costs[0][0],
         "tokens_per_second": speed,
         "memory_allows": allowed,
         "share": speed / allowed,
-        "num_tokens": count,
+        "num_tokens": sum(number for _, number in spans),
+        "spans": [
+            {"begin": begin, "num_tokens": number, "prefill_seconds": prefill, "seconds": seconds}
+            for (begin, number), (prefill, seconds) in zip(spans, costs, strict=True)
+        ],
         "peak_gib": torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else None,
     }
+    if args.profile:
+        show_kernels(network, tokens_BS[:, :prompt], min(count, 64), options)
+    return row
+
+
+def span_seconds(
+    network: TokenTransformer, tokens_BS: torch.Tensor, count: int, options: dict[str, Any]
+) -> tuple[float, float]:
+    """Of the prompt, and from its end to the last of the tokens that are drawn after it."""
+    prefill = prefill_seconds(network, tokens_BS)
+    started = time.perf_counter()
+    generate(network, tokens_BS, num_tokens=count, **options)
+    return prefill, time.perf_counter() - started - prefill
+
+
+def show_kernels(
+    network: TokenTransformer, tokens_BS: torch.Tensor, count: int, options: dict[str, Any]
+) -> None:
+    """Those of the prompt are among them."""
+    on_gpu = network.device.type == "cuda"
+    activity = torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[activity]) as profile:
+        generate(network, tokens_BS, num_tokens=count, **options)
+        synchronize(network.device)
+    order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+    print(profile.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=70))
 
 
 def prompt_length(shape: TokenShape) -> int:

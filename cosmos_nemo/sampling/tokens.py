@@ -147,7 +147,13 @@ def _likeliest(logits_BV: Tensor, temperature: float, top_p: float) -> _Counted:
     """A token counts if those before it have no more than top_p together."""
     # bfloat16 has many equal logits: a stable order is the same on every device.
     sorted_BV, tokens_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
-    likely_BV = (sorted_BV.double() / temperature).softmax(dim=-1)
+    likely_BV = _spread_softmax(sorted_BV.double() / temperature)
     before_BV = likely_BV.cumsum(dim=-1) - likely_BV
     kept_BV = likely_BV.masked_fill(before_BV > top_p, 0.0)
     return _Counted(kept_BV / kept_BV.sum(dim=-1, keepdim=True), tokens_BV)
+
+
+def _spread_softmax(sorted_BV: Tensor) -> Tensor:
+    """Of rows that begin with their largest: torch's softmax would leave a row to one block of a GPU."""
+    powers_BV = (sorted_BV - sorted_BV[:, :1]).exp()
+    return powers_BV / powers_BV.sum(dim=-1, keepdim=True)

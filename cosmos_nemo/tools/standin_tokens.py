@@ -21,16 +21,18 @@ def write_token_transformer(
     """Writes model.pt into `folder`, or with `inner` a NeMo checkpoint into that folder of it."""
     generator = torch.Generator().manual_seed(seed)
     weights = {
-        name: LazyTensor.of(_random(name, size, generator).to(torch.bfloat16))
+        name: LazyTensor.of(random_token_parameter(name, size, generator).to(torch.bfloat16))
         for name, size in token_parameter_shapes(shape).items()
     }
     write = write_token_torch_dist if inner else write_token_model_pt
     write(folder / inner, weights, shape=shape, card_overrides=card_overrides)
 
 
-def _random(name: str, size: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+def random_token_parameter(name: str, size: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """One parameter of that name and size, float32 on the generator's device; logits come out lively."""
+    device = generator.device
     if len(size) == 1:  # the only vectors are the weights of norms
-        return torch.ones(size)
+        return torch.ones(size, device=device)
     gain = _LIVELY if name == "output_layer.weight" else 1.0
     scale = 1.0 if name.startswith("embedding.") else gain * size[-1] ** -0.5
-    return torch.randn(size, generator=generator) * scale
+    return torch.randn(size, generator=generator, device=device) * scale

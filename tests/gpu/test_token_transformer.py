@@ -109,6 +109,10 @@ def test_a_recorded_step_makes_the_logits_of_one_that_is_not(kind: str) -> None:
         torch.testing.assert_close(logits, expected, rtol=0, atol=0)
 
 
+def bias_of(visible_L: Tensor) -> Tensor:
+    return torch.zeros(len(visible_L), device="cuda").masked_fill(~visible_L, -torch.inf)
+
+
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("length", [1024, 12800])
 def test_one_token_attends_in_bfloat16_as_in_float64(batch: int, length: int) -> None:
@@ -116,7 +120,7 @@ def test_one_token_attends_in_bfloat16_as_in_float64(batch: int, length: int) ->
     q = torch.randn(1, batch, 32, 128, device="cuda", generator=generator).bfloat16()
     k, v = torch.randn(2, length, batch, 8, 128, device="cuda", generator=generator).bfloat16()
     visible = torch.arange(length, device="cuda") < length - 100
-    found = attend_with_one(3 * q, k, v, visible_L=visible)
+    found = attend_with_one(3 * q, k, v, bias_L=bias_of(visible))
     grouped = (3 * q).double().view(batch, 8, 4, 128)
     scores = torch.einsum("bmgk,lbmk->bmgl", grouped, k.double()) * 128**-0.5
     weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)

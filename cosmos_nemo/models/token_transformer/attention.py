@@ -28,13 +28,13 @@ def attend_to_all(q_SBNK: Tensor, k_LBMK: Tensor, v_LBMK: Tensor) -> Tensor:
 
 
 def attend_with_one(
-    q_1BNK: Tensor, k_LBMK: Tensor, v_LBMK: Tensor, *, visible_L: Tensor | None = None
+    q_1BNK: Tensor, k_LBMK: Tensor, v_LBMK: Tensor, *, bias_L: Tensor | None = None
 ) -> Tensor:
     """The attention of one token, [1, B, N, K], that reads each key and value once; softmax in float32.
 
-    To the keys where `visible_L` is true, of which there must be one, else to all. Values of the others must
-    be finite. Keys and values must be contiguous. No value decides what is launched, so that it can be
-    recorded in a CUDA graph.
+    bias_L: float32, added to the scores: 0 for a key that is attended to, of which there must be one, and
+    -inf for the others, whose keys and values must be finite all the same. Keys and values must be
+    contiguous. No value decides what is launched, so that it can be recorded in a CUDA graph.
 
     One product of B M small matrices would leave most of a GPU idle. So the keys are dealt out over P parts,
     key i to part i mod P: then parts, samples and heads are one axis of the cache as it lies in memory, and a
@@ -42,19 +42,20 @@ def attend_with_one(
     """
     length, batch, heads, width = k_LBMK.shape
     parts = math.gcd(length, _PARTS)
-    q = rearrange(q_1BNK, "1 b (m g) k -> (b m) g k", m=heads).repeat(parts, 1, 1)
+    grouped = rearrange(q_1BNK, "1 b (m g) k -> b m g k", m=heads)
+    q = grouped.expand(parts, *grouped.shape).flatten(0, 2)
     k, v = (x.view(length // parts, parts * batch * heads, width) for x in (k_LBMK, v_LBMK))
-    scores = _product(q, k.permute(1, 2, 0)) * width**-0.5
-    scores = rearrange(scores, "(p n) g l -> p n g l", p=parts)
-    if visible_L is not None:
-        hidden = rearrange(~visible_L, "(l p) -> p 1 1 l", p=parts)
-        scores = scores.masked_fill(hidden, -torch.inf)
-    weights = (scores - scores.amax((0, 3), keepdim=True)).exp()
-    total = weights.sum((0, 3))
-    weights = rearrange(weights, "p n g l -> (p n) g l").to(v.dtype)
+    scores = rearrange(_product(q, k.permute(1, 2, 0)), "(p n) g l -> n g p l", p=parts)
+    # Scale, bias and the order that softmax needs in one kernel: each layer of each token launches all these.
+    scaled = torch.empty(scores.shape, dtype=scores.dtype, device=scores.device)
+    if bias_L is None:
+        torch.mul(scores, width**-0.5, out=scaled)
+    else:
+        torch.add(rearrange(bias_L, "(l p) -> p l", p=parts), scores, alpha=width**-0.5, out=scaled)
+    weights = scaled.flatten(2).softmax(dim=-1).view_as(scaled).permute(2, 0, 1, 3)
+    weights = weights.to(v.dtype, memory_format=torch.contiguous_format).flatten(0, 1)
     sums = rearrange(_product(weights, v.transpose(0, 1)), "(p n) g k -> p n g k", p=parts)
-    out = sums.sum(0) / total[..., None]
-    return rearrange(out, "(b m) g k -> 1 b (m g) k", b=batch).to(q_1BNK.dtype)
+    return rearrange(sums.sum(0), "(b m) g k -> 1 b (m g) k", b=batch).to(q_1BNK.dtype)
 
 
 def _attend(q_SBNK: Tensor, k_LBMK: Tensor, v_LBMK: Tensor, *, is_causal: bool) -> Tensor:

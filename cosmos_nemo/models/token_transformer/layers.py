@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from einops import rearrange
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
@@ -73,8 +74,9 @@ class SelfAttention(MegatronModule):
         qkv = rearrange(qkv, "s b (m r k) -> s b m r k", m=self.num_kv_heads, r=self.group + 2)
         q = rearrange(qkv[..., : self.group, :], "s b m g k -> s b (m g) k")
         k, v = qkv[..., -2, :], qkv[..., -1, :]
-        q = apply_rope(self.q_layernorm(q), positions.cos, positions.sin)
-        k = apply_rope(self.k_layernorm(k.contiguous()), positions.cos, positions.sin)
+        # Rotated together: of one token both are small, and every kernel costs the same.
+        heads = torch.cat((self.q_layernorm(q), self.k_layernorm(k.contiguous())), dim=2)
+        q, k = apply_rope(heads, positions.cos, positions.sin).split((q.shape[2], k.shape[2]), dim=2)
         return self.linear_proj(rearrange(attend(q, k, v), "s b n k -> s b (n k)"))[0]
 
 

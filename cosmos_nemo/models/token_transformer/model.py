@@ -211,11 +211,12 @@ class TokenTransformer(MegatronModule):
         recorded in a CUDA graph and repeated after changing tokens and position in place.
         """
         self._check_step(tokens_B1, cache, position=position, bucket=bucket, text=text)
-        visible_L = cache.places[:bucket] <= position
+        bias_L = torch.zeros(bucket, device=self.device)
+        bias_L.masked_fill_(cache.places[:bucket] > position, -torch.inf)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             cache.write(layer, k, v, position=position)
-            return attend_with_one(q, *cache.first(layer, bucket), visible_L=visible_L)
+            return attend_with_one(q, *cache.first(layer, bucket), bias_L=bias_L)
 
         positions = cache.positions.at(position)
         hidden = self._run(tokens_B1, positions=positions, text=text, attend=attend)

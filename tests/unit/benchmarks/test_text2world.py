@@ -1,7 +1,5 @@
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy
@@ -9,7 +7,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import text2world
-from benchmarks.text2world import CallTimes, command_of, compare, main, parse, pass_on, show, visual_flags
+from benchmarks.text2world import command_of, main, parse, visual_flags
 from cosmos_nemo.catalog import CARDS
 from cosmos_nemo.tools.standin import write_standin
 
@@ -52,28 +50,6 @@ def test_a_run_that_fails_ends_the_benchmark(tmp_path: Path, capsys: pytest.Capt
     assert not record.exists()
 
 
-def test_calls_are_timed_within_a_sample_and_counted_over_all() -> None:
-    times = CallTimes()
-    pieces = ["| 0/3 [00", "| 1/3 [00\r| 1/3 ", "[01", " | 2/", "3 [02", "|███| 3/3 [03", "done 1/2\n"]
-    pieces += ["| 0/2 [00| 1/2 [00", "|██ | 2/2 [07"]
-    for number, piece in enumerate(pieces):
-        times.note(piece, float(number**2))
-    assert times.num_calls == 5
-    assert times.seconds == [4**2 - 1**2, 5**2 - 4**2, 8**2 - 7**2]
-
-
-def test_letters_that_come_in_two_halves_do_no_harm(capsys: pytest.CaptureFixture[str]) -> None:
-    text = "|█| 0/1 [00\r|█| 1/1 [00"
-    times = CallTimes()
-    halves = "import sys, time; out = sys.stderr.buffer; out.write({0!r}); out.flush(); time.sleep(0.2); "
-    program = (halves + "out.write({1!r})").format(text.encode()[:2], text.encode()[2:])
-    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) as process:
-        assert process.stderr is not None
-        pass_on(process.stderr, times)
-    assert (times.num_calls, times.seconds) == (1, [])
-    assert capsys.readouterr().err == text
-
-
 def test_a_video2world_goes_on_from_a_picture(tmp_path: Path) -> None:
     assert visual_flags(CARDS[TEXT2WORLD], None, tmp_path) == []
     flag, drawn = visual_flags(CARDS[PREDICT2], None, tmp_path)
@@ -92,19 +68,3 @@ def test_a_run_names_ranks_back_end_and_flags() -> None:
     assert "--disable_guardrail" in command
     command, ranks = command_of(args, "ranks=2 torch", [], Path("v.npy"))
     assert ranks == 2 and "--nproc_per_node=2" in command
-
-
-def test_frames_are_compared_with_those_of_the_first_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    frames = numpy.zeros((5, 8, 8, 3), numpy.uint8)
-    for name, array in (("a", frames), ("b", frames + 51), ("c", frames[:, :4])):
-        numpy.save(tmp_path / f"{name}.npy", array)
-    told = {}
-    for name in "abc":
-        row = {"model": "M", "run": name, "wall_seconds": 1.0, "host_peak_gib": 1.0, "call_seconds": []}
-        compare(row, tmp_path / f"{name}.npy", tmp_path / "a.npy")
-        show({**row, "stages": {}})
-        told[name] = capsys.readouterr().out.strip().rpartition("PSNR ")[2]
-        json.dumps(row, allow_nan=False)
-    assert told == {"a": "identical", "b": "14.0 dB", "c": "none"}

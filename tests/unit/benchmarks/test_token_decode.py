@@ -37,3 +37,24 @@ def test_the_line_that_memory_allows_is_that_of_the_weights_and_the_cache() -> N
     cache = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * (24 + 6)
     assert token_decode.bytes_of_a_step(network, 3, 24, 12) == 4 * (weights + 3 * cache)
     assert token_decode.prompt_length(shape) == 24
+
+
+def test_both_ends_of_a_video_stand_for_all_of_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    record = tmp_path / "rows.json"
+    flags = ["--backends", "torch", "--batch_sizes", "1", "--ends", "4", "--profile", "--json", str(record)]
+    token_decode.main([*SMALL, *flags])
+    [row] = json.loads(record.read_text())["rows"]
+    assert [(span["begin"], span["num_tokens"]) for span in row["spans"]] == [(24, 4), (32, 4)]
+    assert row["num_tokens"] == 8
+    steps = [span["seconds"] / 3 for span in row["spans"]]
+    assert row["tokens_per_second"] == pytest.approx(2 / sum(steps))
+    assert "Self CPU" in capsys.readouterr().out
+
+
+def test_ends_that_meet_are_the_whole_video(tmp_path: Path) -> None:
+    record = tmp_path / "rows.json"
+    token_decode.main(
+        [*SMALL, "--backends", "torch", "--batch_sizes", "1", "--ends", "6", "--json", str(record)]
+    )
+    [row] = json.loads(record.read_text())["rows"]
+    assert [(span["begin"], span["num_tokens"]) for span in row["spans"]] == [(24, 12)]

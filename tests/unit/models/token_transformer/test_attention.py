@@ -11,6 +11,10 @@ def drawn(length: int, heads: int, *, seed: int) -> Tensor:
     return torch.randn(length, BATCH, heads, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
+def bias_of(visible_L: Tensor) -> Tensor:
+    return torch.zeros(len(visible_L)).masked_fill(~visible_L, -torch.inf)
+
+
 def by_hand(q: Tensor, k: Tensor, v: Tensor, visible_SL: Tensor) -> Tensor:
     """Every query head with its key head spelled out, in float64."""
     out = torch.empty(q.shape, dtype=torch.float64)
@@ -27,14 +31,14 @@ def by_hand(q: Tensor, k: Tensor, v: Tensor, visible_SL: Tensor) -> Tensor:
 def test_one_token_attends_to_the_visible_keys_of_its_heads_group(length: int, share: float) -> None:
     q, k, v = drawn(1, HEADS, seed=0), drawn(length, KV_HEADS, seed=1), drawn(length, KV_HEADS, seed=2)
     visible = torch.arange(length) <= share * (length - 1)
-    found = attend_with_one(q, k, v, visible_L=visible)
+    found = attend_with_one(q, k, v, bias_L=bias_of(visible))
     torch.testing.assert_close(found.double(), by_hand(q, k, v, visible[None]), rtol=0, atol=2e-6)
 
 
 def test_without_a_mask_one_token_attends_to_all() -> None:
     q, k, v = drawn(1, HEADS, seed=0), drawn(48, KV_HEADS, seed=1), drawn(48, KV_HEADS, seed=2)
     everything = torch.ones(48, dtype=torch.bool)
-    assert torch.equal(attend_with_one(q, k, v), attend_with_one(q, k, v, visible_L=everything))
+    assert torch.equal(attend_with_one(q, k, v), attend_with_one(q, k, v, bias_L=bias_of(everything)))
     assert torch.equal(attend_to_all(q, k, v), attend_with_one(q, k, v))
 
 
@@ -59,12 +63,12 @@ def test_scores_too_large_for_an_exponential_do_no_harm() -> None:
     torch.testing.assert_close(found.double(), by_hand(q, k, v, everything), rtol=0, atol=1e-4)
 
 
-def test_a_key_that_is_not_visible_may_hold_anything() -> None:
+def test_a_key_that_is_not_visible_may_hold_any_number() -> None:
     q, k, v = drawn(1, HEADS, seed=0), drawn(48, KV_HEADS, seed=1), drawn(48, KV_HEADS, seed=2)
     visible = torch.arange(48) <= 20
-    expected = attend_with_one(q, k, v, visible_L=visible)
-    k[21:], v[21:] = torch.nan, 1e30
-    assert torch.equal(attend_with_one(q, k, v, visible_L=visible), expected)
+    expected = attend_with_one(q, k, v, bias_L=bias_of(visible))
+    k[21:], v[21:] = 1e30, 1e30
+    assert torch.equal(attend_with_one(q, k, v, bias_L=bias_of(visible)), expected)
 
 
 def test_bfloat16_has_scores_and_sums_in_float32() -> None:
