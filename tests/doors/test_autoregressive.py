@@ -304,3 +304,20 @@ def test_help_is_instant_and_names_every_released_flag() -> None:
     )
     assert [name for name in released if f"--{name}" not in shown] == []
     assert autoregressive.FLAG_NAMES["--nemo_checkpoint"] == "--ar_model_dir"
+
+
+def test_a_converted_model_draws_the_same_video(run_here: Run, here: Path, tmp_path: Path) -> None:
+    from cosmos_nemo.checkpoint.convert import convert
+
+    decoder = "Cosmos-Predict1-7B-Decoder-DV8x16x16ToCV8x8x8-720p"
+    as_released = _made(run_here, here, "released", *QUICK)
+    for name in (SMALL, decoder):
+        convert(here / "checkpoints" / name, tmp_path / "nemo" / name, to="nemo")
+        convert(tmp_path / "nemo" / name, tmp_path / "back" / name, to="predict1")
+    shutil.copytree(here / "checkpoints", tmp_path / "mixed")
+    for layout in ("nemo", "back"):
+        for name in (SMALL, decoder):
+            shutil.rmtree(tmp_path / "mixed" / name)
+            shutil.copytree(tmp_path / layout / name, tmp_path / "mixed" / name)
+        made = _made(run_here, here, layout, *QUICK, "--checkpoint_dir", str(tmp_path / "mixed"))
+        assert numpy.array_equal(made, as_released)
