@@ -14,6 +14,7 @@ from torch.distributed import ProcessGroup
 from cosmos_nemo.parallel.rank_zero import only_rank_zero, rank_zero
 from cosmos_nemo.pipelines.base import DRAWING, OnProgress, Pipeline, Video, reading_input
 from cosmos_nemo.request import AutoregressiveRequest
+from cosmos_nemo.sampling.token_report import NotFiniteLogits
 from cosmos_nemo.sampling.tokens import TokenSampling
 from cosmos_nemo.stages.base import Stage
 from cosmos_nemo.stages.decoder_windows import assemble
@@ -22,7 +23,7 @@ from cosmos_nemo.stages.discrete_tokenizer import DiscreteTokenizerStage
 from cosmos_nemo.stages.guardrail.video_guard import VideoGuard
 from cosmos_nemo.stages.item_error import ItemError
 from cosmos_nemo.stages.skip import Skip
-from cosmos_nemo.stages.token_generation import TokenGeneration
+from cosmos_nemo.stages.token_generation import LogitsError, TokenGeneration
 from cosmos_nemo.stages.tokenizer import Tokenizer
 from cosmos_nemo.stages.visual_input import cropped_pixels, read_last_frames
 
@@ -109,16 +110,24 @@ class Autoregressive(Pipeline[AutoregressiveRequest]):
     def _draw(
         self, requests: Sequence[AutoregressiveRequest], prompt_BThw: Tensor, *, on_progress: OnProgress
     ) -> Tensor:
-        """All tokens of the videos, the given ones first; every rank has them."""
+        """All tokens of the videos, the given ones first; every rank has them.
+
+        LogitsError, which names the video, if the network's logits are NaN or infinite.
+        """
         first = requests[0]
         sampling = TokenSampling(temperature=first.temperature, top_p=first.top_p, top_k=first.top_k)
         with self.token_generation as generate:
-            return generate(
-                prompt_BThw,
-                sampling=sampling,
-                seeds=[request.seed for request in requests],
-                on_step=on_progress(DRAWING),
-            )
+            try:
+                return generate(
+                    prompt_BThw,
+                    sampling=sampling,
+                    seeds=[request.seed for request in requests],
+                    on_step=on_progress(DRAWING),
+                )
+            except NotFiniteLogits as error:
+                what = generate.sentence(error, num_given=prompt_BThw[0].numel())
+                path = requests[error.video].video_path
+                raise LogitsError(f"{path} cannot be made: {what}") from error
 
     def _show(self, ids_BThw: Tensor, fps: int) -> Video:
         with self.discrete_tokenizer as tokenizer:

@@ -11,8 +11,10 @@ from torch import Tensor
 from cosmos_nemo.parallel.groups import start_alone
 from cosmos_nemo.pipelines.autoregressive import Autoregressive
 from cosmos_nemo.request import AutoregressiveRequest
+from cosmos_nemo.sampling.token_report import NotFiniteLogits
 from cosmos_nemo.stages.item_error import ItemError
 from cosmos_nemo.stages.skip import Skip
+from cosmos_nemo.stages.token_generation import LogitsError
 from tests.fakes import CPU
 
 
@@ -21,6 +23,7 @@ class Recorded:
 
     def __init__(self) -> None:
         self.drawn: list[tuple[list[int], list[int]]] = []
+        self.fails: NotFiniteLogits | None = None
 
     def __enter__(self) -> "Recorded":
         return self
@@ -34,8 +37,13 @@ class Recorded:
         return ids_BThw[0, :, :, :, None].expand(-1, -1, -1, 3).to(torch.uint8)
 
     def __call__(self, given_BThw: Tensor, *, sampling: Any, seeds: list[int], on_step: Any) -> Tensor:
+        if self.fails is not None:
+            raise self.fails
         self.drawn.append((given_BThw[:, 0, 0, 0].tolist(), seeds))
         return torch.cat([given_BThw, given_BThw + 100], dim=1)
+
+    def sentence(self, error: NotFiniteLogits, *, num_given: int) -> str:
+        return f"{error}, {num_given} given"
 
 
 @pytest.fixture
@@ -88,3 +96,15 @@ def test_one_that_cannot_be_read_leaves_the_others_and_fails_by_itself(
     with pytest.raises(ItemError, match=r"10\.npy does not exist"):
         pipeline(requests[0])
     assert pipeline(requests[1]) is not None and len(stages.drawn) == 1
+
+
+def test_logits_that_are_nan_name_the_video_of_those_drawn_together(
+    stages: Recorded, pipeline: Autoregressive, tmp_path: Path
+) -> None:
+    requests = [request_of(tmp_path, value) for value in (10, 20)]
+    stages.fails = NotFiniteLogits(3, 1)
+    with pytest.raises(LogitsError, match=r"20\.mp4 cannot be made: .* after 3 drawn .*, 4 given"):
+        pipeline.ahead(requests)
+    stages.fails = None
+    assert pipeline(requests[0]) is not None
+    assert stages.drawn[-1] == ([10], [11])
