@@ -235,7 +235,7 @@ def token_stages(
             int(_DISCRETE_TOKENIZER * (tokens.tokenizer.channels / _CHANNELS) ** 2) * _BFLOAT16,
             int(_DISCRETE_WORK * rows * columns * tokens.tokenizer.channels / _CHANNELS),
         ),
-        _token_generation(tokens.network, tensor_parallel=plan.tp, batch_size=batch_size),
+        token_generation_memory(tokens.network, tensor_parallel=plan.tp, batch_size=batch_size),
         replace(decoder, name="diffusion_decoder"),
         _tokenizer(card, latent),
     ]
@@ -257,8 +257,11 @@ def token_parameters(shape: TokenShape, *, tensor_parallel: int = 1) -> int:
     return (shape.num_layers * layer + ends) // tensor_parallel + shape.num_layers * norms + width
 
 
-def _token_generation(shape: TokenShape, *, tensor_parallel: int, batch_size: int) -> StageMemory:
-    """With the activations of the longest prompt: two fifths of the tokens."""
+def token_generation_memory(shape: TokenShape, *, tensor_parallel: int, batch_size: int) -> StageMemory:
+    """Of one rank, in bfloat16, for videos whose tokens are drawn together.
+
+    With the activations of the longest prompt: two fifths of the tokens.
+    """
     prompt = shape.num_video_tokens * 2 // shape.latent_THW[0]
     activations = prompt * (4 * shape.hidden_size + 3 * shape.ffn_hidden_size // tensor_parallel)
     drawing = token_work(shape, batch_size=batch_size, tensor_parallel=tensor_parallel)

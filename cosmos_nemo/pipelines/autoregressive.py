@@ -22,6 +22,7 @@ from cosmos_nemo.stages.diffusion_decoder import DiffusionDecoder
 from cosmos_nemo.stages.discrete_tokenizer import DiscreteTokenizerStage
 from cosmos_nemo.stages.guardrail.video_guard import VideoGuard
 from cosmos_nemo.stages.item_error import ItemError
+from cosmos_nemo.stages.parked import RESERVE
 from cosmos_nemo.stages.skip import Skip
 from cosmos_nemo.stages.token_generation import LogitsError, TokenGeneration
 from cosmos_nemo.stages.tokenizer import Tokenizer
@@ -31,7 +32,8 @@ from cosmos_nemo.stages.visual_input import cropped_pixels, read_last_frames
 class Autoregressive(Pipeline[AutoregressiveRequest]):
     """A video whose tokens begin with those of given frames; no prompt is read.
 
-    decoder and tokenizer are None where the discrete tokenizer makes the frames.
+    decoder and tokenizer are None where the discrete tokenizer makes the frames. While a stage works, the
+    next is prefetched: all are needed for every video.
     """
 
     def __init__(
@@ -88,7 +90,9 @@ class Autoregressive(Pipeline[AutoregressiveRequest]):
             ids_BThw = self._draw([request], prompt_BThw, on_progress=on_progress)
         if self.decoder is None:
             return only_rank_zero(lambda: self._show(ids_BThw, request.fps), self.ranks)
+        assert self.tokenizer is not None
         with self.decoder as decode:
+            self.tokenizer.prefetch()
             latents = decode(
                 ids_BThw,
                 seed=request.seed,
@@ -105,6 +109,7 @@ class Autoregressive(Pipeline[AutoregressiveRequest]):
             frames_THWC = read_last_frames(request.visual_input, request.num_input_frames)
             pixels_BCTHW = cropped_pixels(frames_THWC, height=request.height, width=request.width)
         with self.discrete_tokenizer as tokenizer:
+            self.token_generation.prefetch()
             return tokenizer.encode(pixels_BCTHW)
 
     def _draw(
@@ -116,7 +121,9 @@ class Autoregressive(Pipeline[AutoregressiveRequest]):
         """
         first = requests[0]
         sampling = TokenSampling(temperature=first.temperature, top_p=first.top_p, top_k=first.top_k)
+        following = self.discrete_tokenizer if self.decoder is None else self.decoder
         with self.token_generation as generate:
+            following.prefetch(reserve=max(RESERVE, generate.work_bytes(len(requests))))
             try:
                 return generate(
                     prompt_BThw,
@@ -131,11 +138,13 @@ class Autoregressive(Pipeline[AutoregressiveRequest]):
 
     def _show(self, ids_BThw: Tensor, fps: int) -> Video:
         with self.discrete_tokenizer as tokenizer:
+            self.video_guard.prefetch()
             frames_THWC = tokenizer.decode(ids_BThw)
         return self.guarded(frames_THWC, prompt="", fps=fps)
 
     def _show_decoded(self, latents: Sequence[Tensor], latent_frames: int, fps: int) -> Video:
         assert self.tokenizer is not None
         with self.tokenizer as tokenizer:
+            self.video_guard.prefetch()
             windows_THWC = [tokenizer.decode(latent_BCTHW) for latent_BCTHW in latents]
         return self.guarded(assemble(windows_THWC, latent_frames=latent_frames), prompt="", fps=fps)

@@ -16,6 +16,7 @@ from cosmos_nemo.catalog import TokenShape
 from cosmos_nemo.checkpoint.load import load_into
 from cosmos_nemo.checkpoint.reader import open_checkpoint
 from cosmos_nemo.checkpoint.token_names import token_rules
+from cosmos_nemo.memory import token_generation_memory
 from cosmos_nemo.models.common.backend import Backend
 from cosmos_nemo.models.token_transformer.model import build_token_transformer
 from cosmos_nemo.parallel.groups import Groups
@@ -64,6 +65,12 @@ class TokenGeneration(Stage):
 
     def build(self) -> nn.Module:
         return everywhere(self._build, self.groups.replica)
+
+    def work_bytes(self, batch_size: int) -> int:
+        """What drawing the tokens of so many videos together takes of the device beside the weights, about:
+        keys, values, logits and the activations of the longest prompt."""
+        tp = self.groups.collection.tp.size()
+        return token_generation_memory(self.shape, tensor_parallel=tp, batch_size=batch_size).work
 
     @torch.inference_mode()
     def __call__(

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cosmos_nemo.catalog import TokenShape
+from cosmos_nemo.memory import token_work
 from cosmos_nemo.models.common.backend import torch_backend
 from cosmos_nemo.parallel.groups import Groups, start_alone
 from cosmos_nemo.sampling.token_loop import generate
@@ -148,6 +149,11 @@ def test_seeds_and_texts_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(PromptTokensError, match=words):
         made(shape=shape, **options)
+
+
+def test_the_memory_beside_the_weights_grows_with_the_videos_drawn_together() -> None:
+    one, three = (stage().work_bytes(videos) for videos in (1, 3))
+    assert three == 3 * one > 3 * token_work(TINY_TOKENS)
 
 
 def test_progress_is_told() -> None:
