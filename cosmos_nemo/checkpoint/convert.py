@@ -80,7 +80,7 @@ def convert(
         tensors = _counted(tensors, on_tensor=on_tensor)
     identity = conversion.identity
     conversion.write(target, tensors, shape=conversion.shape, card_overrides=identity.overrides)
-    if conversion.shape is identity.card.network and identity.card.network.family is Family.TOKEN_DECODER:
+    if identity.is_decoder:
         copy_aux_vars(source, target)
     return identity
 

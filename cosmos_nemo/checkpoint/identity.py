@@ -15,6 +15,12 @@ class Identity:
 
     card: ModelCard
     base: ModelCard
+    is_decoder: bool = False
+    """The checkpoint is that of the autoregressive model's diffusion decoder."""
+
+    @property
+    def name(self) -> str:
+        return f"the diffusion decoder of {self.base.name}" if self.is_decoder else self.base.name
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -36,10 +42,14 @@ def identify(checkpoint: Checkpoint, *, model: str | None = None) -> Identity:
                 f"{checkpoint.path} is {describe(found)}, but {model} is autoregressive: pass --model "
                 f"{nearest_card(found).name}, or leave it out"
             )
-        return Identity(card=with_overrides(base, stated), base=base)
+        return _identity(with_overrides(base, stated), base)
     if found is None:
         raise CheckpointError(f"{checkpoint.path} lacks tensors that tell its sizes: pass --model")
     base = nearest_card(found)
     sizes = {name: getattr(found, name) for name in SIZES}
     sized = replace(base, network=replace(base.network, **sizes))
-    return Identity(card=with_overrides(sized, stated), base=base)
+    return _identity(with_overrides(sized, stated), base)
+
+
+def _identity(card: ModelCard, base: ModelCard) -> Identity:
+    return Identity(card=card, base=base, is_decoder=card.network.family is Family.TOKEN_DECODER)

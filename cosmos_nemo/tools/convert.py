@@ -67,9 +67,9 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         print(f"cosmos-nemo convert: {args.target} was not written: {error}", file=sys.stderr)
         return 1
-    print(f"{args.target}: {identity.base.name}, as {args.to}")
+    print(f"{args.target}: {identity.name}, as {args.to}")
     if identity.overrides:
-        print(f"It is not quite {identity.base.name}: {args.target / 'card.json'} says how it differs.")
+        print(f"It is not quite {identity.name}: {args.target / 'card.json'} says how it differs.")
     return 0
 
 

@@ -98,8 +98,7 @@ def _diffusion_facts(checkpoint: "Checkpoint") -> Iterator[tuple[str, str]]:
     network_rules(shape, merged)
     yield "family", _DIFFUSION_FAMILIES[shape.family]
     nearest = "nearest to " if identity.overrides else ""
-    part = "the decoder of " if shape.family is Family.TOKEN_DECODER else ""
-    yield "model", f"{nearest}{part}{identity.base.name}"
+    yield "model", f"{nearest}{identity.name}"
     yield "layers", f"{shape.num_layers}, width {shape.hidden_size}, {shape.num_heads} heads"
     if shape.family is Family.TOKEN_DECODER:
         yield "vocabulary", f"{shape.token_vocab:,} tokens, {shape.token_dim} channels each"

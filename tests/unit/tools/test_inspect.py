@@ -166,5 +166,5 @@ def test_a_diffusion_decoder_is_described(run, tmp_path):
     assert (status, error) == (0, "")
     found = facts(lines)
     assert found["family"] == "diffusion decoder of Predict1's autoregressive models"
-    assert found["model"] == "nearest to the decoder of Cosmos-Predict1-4B"
+    assert found["model"] == "nearest to the diffusion decoder of Cosmos-Predict1-4B"
     assert found["vocabulary"] == "300 tokens, 6 channels each"
