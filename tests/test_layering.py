@@ -26,7 +26,7 @@ LAYER_OF = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 # The units of these layers may import each other; the others of one layer may not.
 FAMILIES = (LAYERS[0], LAYERS[5])
 
-STANDARD_LIBRARY_ONLY = ("catalog", "request", "plan", "memory", "cli", "cli.*")
+STANDARD_LIBRARY_ONLY = ("catalog", "request", "plan", "memory", "memory.*", "cli", "cli.*")
 TRANSFORMER_ENGINE_IN = ("models.*.spec", "models.common.backend")
 NEMO_IN = ("checkpoint.writer", "checkpoint.writer.*", "training", "training.*")
 SLOW = {"diffusers", "transformers", "huggingface_hub", "imageio"}

@@ -1,8 +1,11 @@
 """A network's checkpoint from any layout into another, tensor by tensor."""
 
+import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +19,16 @@ from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError, LazyTenso
 from cosmos_nemo.checkpoint.reader.base import Index
 from cosmos_nemo.checkpoint.rules import Rule
 from cosmos_nemo.checkpoint.sizes import describe
+from cosmos_nemo.checkpoint.token_identity import holds_token_transformer, identify_tokens
+from cosmos_nemo.checkpoint.token_names import token_rules
+from cosmos_nemo.checkpoint.token_sizes import describe as describe_tokens
 from cosmos_nemo.checkpoint.writer import write_diffusers, write_model_pt, write_safetensors, write_torch_dist
 from cosmos_nemo.checkpoint.writer.new_path import refuse_existing
+from cosmos_nemo.checkpoint.writer.token_transformer import (
+    write_token_model_pt,
+    write_token_safetensors,
+    write_token_torch_dist,
+)
 
 WRITERS: dict[str, Callable[..., None]] = {
     "nemo": write_torch_dist,
@@ -27,6 +38,12 @@ WRITERS: dict[str, Callable[..., None]] = {
     "diffusers": write_diffusers,
 }
 """What `to` may be: NeMo's torch_dist, a family's model.pt, safetensors in its names, a diffusers folder."""
+TOKEN_WRITERS: dict[str, Callable[..., None]] = {
+    "nemo": write_token_torch_dist,
+    "predict1": write_token_model_pt,
+    "safetensors": write_token_safetensors,
+}
+"""Those that there are for an autoregressive transformer."""
 _FAMILIES_OF = {
     "predict1": (Family.COSMOS1, Family.TOKEN_DECODER),
     "predict2": (Family.PREDICT2,),
@@ -46,28 +63,75 @@ def convert(
 ) -> Identity:
     """Writes the network at `source` into the new folder `target`, in the layout `to`; returns which it was.
 
-    `model` names its card, found by its shapes if left out; `dtype` None keeps each tensor's own;
+    It is a diffusion transformer or an autoregressive one. `model` names its card, found by its shapes if
+    left out; `dtype` None keeps each tensor's own;
     `averaged` takes the moving average of the weights. One tensor is in memory at a time (all of them for a
     model.pt, which torch.save writes at once); `on_tensor(done, total)` follows each. Raises CheckpointError,
     CatalogError.
     """
     refuse_existing(target)
     checkpoint = open_network(source, averaged=averaged)
-    identity = identify(checkpoint, model=model)
-    family = identity.card.network.family
-    if family not in _FAMILIES_OF.get(to, Family):
-        other = next(name for name, families in _FAMILIES_OF.items() if family in families)
-        raise CheckpointError(
-            f"{source} is {describe(identity.card.network)}: convert it --to {other}, not {to}."
-        )
-    rules = network_rules(identity.card.network, checkpoint)
-    tensors = lazy_network(checkpoint, rules=rules, dtype=dtype)
+    plan = _plan_tokens if holds_token_transformer(checkpoint) else _plan_diffusion
+    conversion = plan(checkpoint, to=to, model=model)
+    if dtype is None:
+        _refuse_mixed(checkpoint, conversion.rules)
+    tensors = lazy_network(checkpoint, rules=conversion.rules, dtype=dtype)
     if on_tensor is not None:
         tensors = _counted(tensors, on_tensor=on_tensor)
-    WRITERS[to](target, tensors, shape=identity.card.network, card_overrides=identity.overrides)
-    if family is Family.TOKEN_DECODER:
+    identity = conversion.identity
+    conversion.write(target, tensors, shape=conversion.shape, card_overrides=identity.overrides)
+    if identity.is_decoder:
         copy_aux_vars(source, target)
     return identity
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Conversion:
+    """What is read, how, and who writes it. `shape` is a DiTShape or a TokenShape, as `write` takes it."""
+
+    identity: Identity
+    shape: Any
+    rules: Mapping[str, Rule]
+    write: Callable[..., None]
+
+
+def _plan_diffusion(checkpoint: Checkpoint, *, to: str, model: str | None) -> _Conversion:
+    identity = identify(checkpoint, model=model)
+    shape = identity.card.network
+    if shape.family not in _FAMILIES_OF.get(to, Family):
+        other = next(name for name, families in _FAMILIES_OF.items() if shape.family in families)
+        raise CheckpointError(f"{checkpoint.path} is {describe(shape)}: convert it --to {other}, not {to}.")
+    rules = network_rules(shape, checkpoint)
+    return _Conversion(identity=identity, shape=shape, rules=rules, write=WRITERS[to])
+
+
+def _plan_tokens(checkpoint: Checkpoint, *, to: str, model: str | None) -> _Conversion:
+    identity = identify_tokens(checkpoint, model=model)
+    assert identity.card.tokens is not None
+    shape = identity.card.tokens.network
+    if to not in TOKEN_WRITERS:
+        raise CheckpointError(
+            f"{checkpoint.path} is an autoregressive transformer, {describe_tokens(shape)}: convert it --to "
+            f"{' or '.join(TOKEN_WRITERS)}, not {to}."
+        )
+    rules = token_rules(shape, checkpoint)
+    return _Conversion(identity=identity, shape=shape, rules=rules, write=TOKEN_WRITERS[to])
+
+
+def _refuse_mixed(checkpoint: Checkpoint, rules: Mapping[str, Rule]) -> None:
+    """CheckpointError if what another layout has in one tensor is of several types: one would be changed."""
+    dtypes: dict[str, dict[torch.dtype, str]] = defaultdict(dict)
+    for name, rule in rules.items():
+        kind = re.sub(r"layers\.\d+\.", "layers.", name)
+        dtypes[kind] |= {checkpoint.dtype(stored): stored for stored in rule.names}
+    mixed = next((found for found in dtypes.values() if len(found) > 1), None)
+    if mixed is not None:
+        kinds = " and ".join(
+            f"{name} in {str(dtype).removeprefix('torch.')}" for dtype, name in mixed.items()
+        )
+        raise CheckpointError(
+            f"{checkpoint.path} holds {kinds}, which other layouts keep in one tensor: pass --dtype"
+        )
 
 
 def lazy_network(

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cosmos_nemo.catalog import CARDS, ModelCard, find_card, overrides_of, with_overrides
+from cosmos_nemo.catalog import CARDS, Family, ModelCard, find_card, overrides_of, with_overrides
 from cosmos_nemo.checkpoint.card_file import read_card_file
 from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError
-from cosmos_nemo.checkpoint.sizes import SIZES, infer_shape, nearest_card
+from cosmos_nemo.checkpoint.sizes import SIZES, describe, infer_shape, nearest_card
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +15,12 @@ class Identity:
 
     card: ModelCard
     base: ModelCard
+    is_decoder: bool = False
+    """The checkpoint is that of the autoregressive model's diffusion decoder."""
+
+    @property
+    def name(self) -> str:
+        return f"the diffusion decoder of {self.base.name}" if self.is_decoder else self.base.name
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -24,16 +30,26 @@ class Identity:
 def identify(checkpoint: Checkpoint, *, model: str | None = None) -> Identity:
     """The card called `model` (None: the one of the nearest sizes) with the checkpoint's card.json.
 
-    CheckpointError if the shapes tell nothing; CatalogError for an unknown name or a bad card.json.
+    Of an autoregressive model, it is the diffusion decoder. CheckpointError if the shapes tell nothing, or
+    that the model is of another kind; CatalogError for an unknown name or a bad card.json.
     """
     stated = read_card_file(checkpoint.path)
+    found = infer_shape(checkpoint, like=next(iter(CARDS.values())).network)
     if model is not None:
         base = find_card(model)
-        return Identity(card=with_overrides(base, stated), base=base)
-    found = infer_shape(checkpoint, like=next(iter(CARDS.values())).network)
+        if base.tokens is not None and found is not None and found.family is not Family.TOKEN_DECODER:
+            raise CheckpointError(
+                f"{checkpoint.path} is {describe(found)}, but {model} is autoregressive: pass --model "
+                f"{nearest_card(found).name}, or leave it out"
+            )
+        return _identity(with_overrides(base, stated), base)
     if found is None:
         raise CheckpointError(f"{checkpoint.path} lacks tensors that tell its sizes: pass --model")
     base = nearest_card(found)
     sizes = {name: getattr(found, name) for name in SIZES}
     sized = replace(base, network=replace(base.network, **sizes))
-    return Identity(card=with_overrides(sized, stated), base=base)
+    return _identity(with_overrides(sized, stated), base)
+
+
+def _identity(card: ModelCard, base: ModelCard) -> Identity:
+    return Identity(card=card, base=base, is_decoder=card.network.family is Family.TOKEN_DECODER)

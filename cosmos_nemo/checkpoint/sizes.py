@@ -68,8 +68,9 @@ def same_sizes(one: DiTShape, other: DiTShape) -> bool:
 
 
 def nearest_card(shape: DiTShape) -> ModelCard:
-    """The released model that differs from `shape` in the fewest sizes (none: it is that model)."""
-    return min(CARDS.values(), key=lambda card: len(_differences(shape, card.network)))
+    """The released model of its family that differs from `shape` in the fewest sizes (none: it is that)."""
+    family = [card for card in CARDS.values() if card.network.family is shape.family]
+    return min(family, key=lambda card: len(_differences(shape, card.network)))
 
 
 def describe(shape: DiTShape) -> str:

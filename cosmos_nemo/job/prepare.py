@@ -36,10 +36,11 @@ from cosmos_nemo.sampling.samplers import SAMPLERS
 from cosmos_nemo.sampling.tokens import TokenSampling
 from cosmos_nemo.stages.diffusion_decoder import DECODER_SAMPLERS
 from cosmos_nemo.stages.media import check_writable
+from cosmos_nemo.stages.token_generation import LogitsError
 
 logger = logging.getLogger(__name__)
 
-PERSON_ERRORS = (RequestError, CatalogError, CheckpointError, LocateError, BackendError)
+PERSON_ERRORS = (RequestError, CatalogError, CheckpointError, LocateError, BackendError, LogitsError)
 
 _REQUESTS = {
     Task.TEXT2WORLD: Text2WorldRequest,

@@ -12,7 +12,7 @@ from cosmos_nemo.pipelines.base import DiffusionPipeline, Pipeline
 from cosmos_nemo.pipelines.text2world import Text2World
 from cosmos_nemo.pipelines.video2world import Video2World
 from cosmos_nemo.pipelines.world_interpolator import WorldInterpolator
-from cosmos_nemo.request import OFFLOADABLE
+from cosmos_nemo.request import OFFLOADABLE, OFFLOADABLE_OF_TOKENS
 from cosmos_nemo.stages.denoise import Denoise
 from cosmos_nemo.stages.diffusion_decoder import DiffusionDecoder
 from cosmos_nemo.stages.discrete_tokenizer import DiscreteTokenizerStage
@@ -55,7 +55,7 @@ def pipeline_of(job: Job, groups: Groups) -> Pipeline[Any]:
 def _autoregressive(job: Job, tokens: TokenModel, groups: Groups) -> Autoregressive:
     files, offload = job.files, job.setup.offload
     assert files.discrete_tokenizer is not None and files.weights is not None
-    common: dict[str, Any] = {"device": job.device, "dtype": job.dtype}
+    common: dict[str, Any] = {"device": job.device, "dtype": job.dtype, "prefetches": _prefetches(job)}
     return Autoregressive(
         discrete_tokenizer=DiscreteTokenizerStage(
             shape=tokens.tokenizer,
@@ -90,6 +90,7 @@ def _decoder_stage(job: Job, groups: Groups) -> DiffusionDecoder:
         dtype=job.dtype,
         rope_dtype=getattr(torch, job.setup.rope_dtype),
         offload="diffusion_decoder" in job.setup.offload,
+        prefetches=_prefetches(job),
     )
 
 
@@ -187,9 +188,11 @@ def video_guard_stage(job: Job) -> VideoGuard | Skip:
 
 def _prefetches(job: Job) -> bool:
     """Not where everything that runs is offloaded: there one model at a time is to be on the device."""
-    runs = set(OFFLOADABLE)
+    runs = set(OFFLOADABLE if job.card.tokens is None else OFFLOADABLE_OF_TOKENS)
     if not job.has_guardrails:
         runs.remove("guardrails")
     if not job.setup.upsamples:
-        runs.remove("prompt_upsampler")
+        runs.discard("prompt_upsampler")
+    if not job.setup.decodes_by_diffusion:
+        runs.discard("diffusion_decoder")
     return not runs <= job.setup.offload

@@ -14,6 +14,7 @@ from torch.distributed import ProcessGroup
 from cosmos_nemo.parallel.rank_zero import only_rank_zero, rank_zero
 from cosmos_nemo.pipelines.base import DRAWING, OnProgress, Pipeline, Video, reading_input
 from cosmos_nemo.request import AutoregressiveRequest
+from cosmos_nemo.sampling.token_report import NotFiniteLogits
 from cosmos_nemo.sampling.tokens import TokenSampling
 from cosmos_nemo.stages.base import Stage
 from cosmos_nemo.stages.decoder_windows import assemble
@@ -21,8 +22,9 @@ from cosmos_nemo.stages.diffusion_decoder import DiffusionDecoder
 from cosmos_nemo.stages.discrete_tokenizer import DiscreteTokenizerStage
 from cosmos_nemo.stages.guardrail.video_guard import VideoGuard
 from cosmos_nemo.stages.item_error import ItemError
+from cosmos_nemo.stages.parked import RESERVE
 from cosmos_nemo.stages.skip import Skip
-from cosmos_nemo.stages.token_generation import TokenGeneration
+from cosmos_nemo.stages.token_generation import LogitsError, TokenGeneration
 from cosmos_nemo.stages.tokenizer import Tokenizer
 from cosmos_nemo.stages.visual_input import cropped_pixels, read_last_frames
 
@@ -30,7 +32,8 @@ from cosmos_nemo.stages.visual_input import cropped_pixels, read_last_frames
 class Autoregressive(Pipeline[AutoregressiveRequest]):
     """A video whose tokens begin with those of given frames; no prompt is read.
 
-    decoder and tokenizer are None where the discrete tokenizer makes the frames.
+    decoder and tokenizer are None where the discrete tokenizer makes the frames. While a stage works, the
+    next is prefetched: all are needed for every video.
     """
 
     def __init__(
@@ -87,7 +90,9 @@ class Autoregressive(Pipeline[AutoregressiveRequest]):
             ids_BThw = self._draw([request], prompt_BThw, on_progress=on_progress)
         if self.decoder is None:
             return only_rank_zero(lambda: self._show(ids_BThw, request.fps), self.ranks)
+        assert self.tokenizer is not None
         with self.decoder as decode:
+            self.tokenizer.prefetch()
             latents = decode(
                 ids_BThw,
                 seed=request.seed,
@@ -104,29 +109,42 @@ class Autoregressive(Pipeline[AutoregressiveRequest]):
             frames_THWC = read_last_frames(request.visual_input, request.num_input_frames)
             pixels_BCTHW = cropped_pixels(frames_THWC, height=request.height, width=request.width)
         with self.discrete_tokenizer as tokenizer:
+            self.token_generation.prefetch()
             return tokenizer.encode(pixels_BCTHW)
 
     def _draw(
         self, requests: Sequence[AutoregressiveRequest], prompt_BThw: Tensor, *, on_progress: OnProgress
     ) -> Tensor:
-        """All tokens of the videos, the given ones first; every rank has them."""
+        """All tokens of the videos, the given ones first; every rank has them.
+
+        LogitsError, which names the video, if the network's logits are NaN or infinite.
+        """
         first = requests[0]
         sampling = TokenSampling(temperature=first.temperature, top_p=first.top_p, top_k=first.top_k)
+        following = self.discrete_tokenizer if self.decoder is None else self.decoder
         with self.token_generation as generate:
-            return generate(
-                prompt_BThw,
-                sampling=sampling,
-                seeds=[request.seed for request in requests],
-                on_step=on_progress(DRAWING),
-            )
+            following.prefetch(reserve=max(RESERVE, generate.work_bytes(len(requests))))
+            try:
+                return generate(
+                    prompt_BThw,
+                    sampling=sampling,
+                    seeds=[request.seed for request in requests],
+                    on_step=on_progress(DRAWING),
+                )
+            except NotFiniteLogits as error:
+                what = generate.sentence(error, num_given=prompt_BThw[0].numel())
+                path = requests[error.video].video_path
+                raise LogitsError(f"{path} cannot be made: {what}") from error
 
     def _show(self, ids_BThw: Tensor, fps: int) -> Video:
         with self.discrete_tokenizer as tokenizer:
+            self.video_guard.prefetch()
             frames_THWC = tokenizer.decode(ids_BThw)
         return self.guarded(frames_THWC, prompt="", fps=fps)
 
     def _show_decoded(self, latents: Sequence[Tensor], latent_frames: int, fps: int) -> Video:
         assert self.tokenizer is not None
         with self.tokenizer as tokenizer:
+            self.video_guard.prefetch()
             windows_THWC = [tokenizer.decode(latent_BCTHW) for latent_BCTHW in latents]
         return self.guarded(assemble(windows_THWC, latent_frames=latent_frames), prompt="", fps=fps)

@@ -73,7 +73,7 @@ def generate(
     different tokens, so the first rank decides. on_step: called with the tokens drawn so far of each video
     and their number in all, after every `block_size` of them and at the end.
     use_graphs: None is on a GPU; a step is then one launch of a CUDA graph.
-    FloatingPointError, up to two blocks late, if a logit is NaN or infinite.
+    NotFiniteLogits, up to two blocks late, if a logit is NaN or infinite.
     """
     device, (batch_size, prompt_length) = prompt_BS.device, prompt_BS.shape
     max_length = network.shape.max_length

@@ -11,6 +11,18 @@ NOT_FINITE = -1
 """Stands for a token that was drawn from logits that are NaN or infinite."""
 
 
+class NotFiniteLogits(FloatingPointError):
+    """Logits that are NaN or infinite: those of the token that follows `number` drawn ones of `video`, both
+    counted from 0."""
+
+    def __init__(self, number: int, video: int) -> None:
+        super().__init__(number, video)  # as they are, so that it survives pickling
+        self.number, self.video = number, video
+
+    def __str__(self) -> str:
+        return f"logits are NaN or infinite after {self.number} drawn tokens of video {self.video}"
+
+
 class TokenReport:
     """Copies tokens to the host in blocks, and looks at each of them when the next one has been asked for.
 
@@ -27,7 +39,7 @@ class TokenReport:
         self._pending: deque[tuple[int, torch.cuda.Event | None]] = deque()
 
     def block(self, end: int) -> None:
-        """Asks for the rows before `end` that were not asked for yet. FloatingPointError as of `finish`."""
+        """Asks for the rows before `end` that were not asked for yet. NotFiniteLogits as of `finish`."""
         rows = slice(self._asked, end)
         self._host_NB[rows].copy_(self._drawn_NB[rows], non_blocking=True)
         event = None
@@ -40,7 +52,7 @@ class TokenReport:
             self._look()
 
     def finish(self) -> Tensor:
-        """All tokens, [B, N] on the CPU. FloatingPointError if there is one without finite logits."""
+        """All tokens, [B, N] on the CPU. NotFiniteLogits if there is one without finite logits."""
         while self._pending:
             self._look()
         assert self._seen == len(self._drawn_NB)
@@ -53,9 +65,7 @@ class TokenReport:
         bad = (self._host_NB[self._seen : end] == NOT_FINITE).nonzero().tolist()
         if bad:
             number, video = bad[0]
-            raise FloatingPointError(
-                f"logits are NaN or infinite after {self._seen + number} drawn tokens of video {video}"
-            )
+            raise NotFiniteLogits(self._seen + number, video)
         self._seen = end
         if self._on_step is not None:
             self._on_step(end, len(self._drawn_NB))

@@ -16,18 +16,24 @@ from cosmos_nemo.catalog import TokenShape
 from cosmos_nemo.checkpoint.load import load_into
 from cosmos_nemo.checkpoint.reader import open_checkpoint
 from cosmos_nemo.checkpoint.token_names import token_rules
+from cosmos_nemo.memory import token_generation_memory
 from cosmos_nemo.models.common.backend import Backend
 from cosmos_nemo.models.token_transformer.model import build_token_transformer
 from cosmos_nemo.parallel.groups import Groups
 from cosmos_nemo.parallel.rank_zero import everywhere
 from cosmos_nemo.sampling.samplers import OnStep
 from cosmos_nemo.sampling.token_loop import generate
+from cosmos_nemo.sampling.token_report import NotFiniteLogits
 from cosmos_nemo.sampling.tokens import TokenSampling
 from cosmos_nemo.stages.base import Stage
 
 
 class PromptTokensError(ValueError):
     """Tokens, seeds or a text from which the network cannot go on."""
+
+
+class LogitsError(ValueError):
+    """Logits that are NaN or infinite, of which no token can be drawn; the message says what to do."""
 
 
 class TokenGeneration(Stage):
@@ -60,6 +66,12 @@ class TokenGeneration(Stage):
     def build(self) -> nn.Module:
         return everywhere(self._build, self.groups.replica)
 
+    def work_bytes(self, batch_size: int) -> int:
+        """What drawing the tokens of so many videos together takes of the device beside the weights, about:
+        keys, values, logits and the activations of the longest prompt."""
+        tp = self.groups.collection.tp.size()
+        return token_generation_memory(self.shape, tensor_parallel=tp, batch_size=batch_size).work
+
     @torch.inference_mode()
     def __call__(
         self,
@@ -75,7 +87,7 @@ class TokenGeneration(Stage):
         given_BTHW: whole numbers, those of the first latent frames. seeds: one for each video, 0 to 2^32 - 1.
         sampling: None is as the released scripts draw. text_BLD: for a network that takes text, and only for
         it. on_step: see token_loop.generate. PromptTokensError before anything is computed, if the network
-        cannot go on from such tokens; FloatingPointError if its logits are not finite.
+        cannot go on from such tokens; NotFiniteLogits if its logits are not finite.
         """
         shape, (frames, rows, columns) = self.shape, self.shape.latent_THW
         given_BS = check_given(given_BTHW, shape).flatten(1)
@@ -94,6 +106,20 @@ class TokenGeneration(Stage):
             use_graphs=self.use_graphs,
         )
         return torch.cat([given_BS, drawn_BN], dim=1).view(-1, frames, rows, columns)
+
+    def sentence(self, error: NotFiniteLogits, *, num_given: int) -> str:
+        """What went wrong with a video that began with `num_given` tokens, and what to do about it."""
+        shape = self.shape
+        position = num_given + error.number
+        frame, in_frame = divmod(position, shape.latent_THW[1] * shape.latent_THW[2])
+        row, column = divmod(in_frame, shape.latent_THW[2])
+        return (
+            f"the network's logits for token {position + 1:,} of {shape.num_video_tokens:,} (latent frame "
+            f"{frame}, row {row}, column {column}, from 0) are NaN or infinite in "
+            f"{str(self.dtype).removeprefix('torch.')}. If a warning above names one of its tensors, or if "
+            f"they were converted to a narrower type, the weights {self.checkpoint} are damaged: download or "
+            "convert them again. Otherwise try --backend torch."
+        )
 
     def _build(self) -> nn.Module:
         checkpoint, collection = open_checkpoint(self.checkpoint), self.groups.collection

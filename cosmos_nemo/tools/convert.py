@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("nemo", "predict1", "predict2", "safetensors", "diffusers"),
         help="nemo: torch_dist, as --nemo_checkpoint takes it; predict1, predict2: that family's model.pt "
         "(needs host memory for all of it); safetensors: in the same names; diffusers: a folder for "
-        "CosmosTransformer3DModel",
+        "CosmosTransformer3DModel (not of autoregressive models)",
     )
     parser.add_argument(
         "--model",
@@ -67,9 +67,9 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         print(f"cosmos-nemo convert: {args.target} was not written: {error}", file=sys.stderr)
         return 1
-    print(f"{args.target}: {identity.base.name}, as {args.to}")
+    print(f"{args.target}: {identity.name}, as {args.to}")
     if identity.overrides:
-        print(f"It is not quite {identity.base.name}: {args.target / 'card.json'} says how it differs.")
+        print(f"It is not quite {identity.name}: {args.target / 'card.json'} says how it differs.")
     return 0
 
 
@@ -78,5 +78,8 @@ def _called_after(source: Path) -> str | None:
     card_file = find_card_file(source)
     if card_file is None:
         return None
+    from cosmos_nemo.checkpoint.autoregressive import MODELS
+
+    known = {*CARDS, *MODELS.values()}
     names = (folder.name.rpartition("--")[2] for folder in card_file.absolute().parents[:_MAX_ABOVE])
-    return next((name for name in names if name in CARDS), None)
+    return next((name for name in names if name in known), None)

@@ -9,10 +9,16 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cosmos_nemo.catalog import CatalogError
+from cosmos_nemo.catalog import CatalogError, Family
 
 if TYPE_CHECKING:
     from cosmos_nemo.checkpoint.reader import Checkpoint
+
+_DIFFUSION_FAMILIES = {
+    Family.COSMOS1: "diffusion transformer of Cosmos 1.0 and Predict1",
+    Family.PREDICT2: "diffusion transformer of Predict2",
+    Family.TOKEN_DECODER: "diffusion decoder of Predict1's autoregressive models",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,21 +60,32 @@ def _facts(checkpoint: "Checkpoint") -> Iterator[tuple[str, str]]:
 
 
 def _network_facts(checkpoint: "Checkpoint") -> Iterator[tuple[str, str]]:
-    """Format and model, where the checkpoint is a diffusion transformer's; complete or not, it says which."""
+    """Family, format, sizes and model, where the checkpoint is a transformer of Cosmos; complete or not, it
+    says which."""
+    from cosmos_nemo.checkpoint.formats import detect_format
+    from cosmos_nemo.checkpoint.reader import CheckpointError
+    from cosmos_nemo.checkpoint.token_identity import holds_token_transformer
+
+    if holds_token_transformer(checkpoint):
+        yield from _token_facts(checkpoint)
+        return
+    try:
+        detect_format(checkpoint)
+    except CheckpointError:
+        yield "format", "no transformer of Cosmos, neither diffusion nor autoregressive"
+        return
+    yield from _diffusion_facts(checkpoint)
+
+
+def _diffusion_facts(checkpoint: "Checkpoint") -> Iterator[tuple[str, str]]:
     from cosmos_nemo.checkpoint.card_file import read_card_file
     from cosmos_nemo.checkpoint.formats import detect_format
     from cosmos_nemo.checkpoint.identity import identify
     from cosmos_nemo.checkpoint.lora import merge_lora
     from cosmos_nemo.checkpoint.names import network_rules, parameter_shapes
     from cosmos_nemo.checkpoint.network import choose_weights, holds
-    from cosmos_nemo.checkpoint.reader import CheckpointError
 
-    try:
-        format_, _ = detect_format(checkpoint)
-    except CheckpointError:
-        yield "format", "no diffusion transformer of Cosmos"
-        return
-    yield "format", format_.name
+    yield "format", detect_format(checkpoint)[0].name
     has_weights, has_average = holds(checkpoint)
     if has_average:
         yield "average", "the weights and their moving average" if has_weights else "it alone, for --load_ema"
@@ -77,13 +94,52 @@ def _network_facts(checkpoint: "Checkpoint") -> Iterator[tuple[str, str]]:
     if merged is not chosen:
         yield "post-trained", "with LoRA, which is merged when the network is read"
     identity = identify(merged)
-    network_rules(identity.card.network, merged)
-    differs = "nearest to " if identity.overrides else ""
-    yield "model", f"{differs}{identity.base.name}"
-    yield "parameters", f"{sum(map(prod, parameter_shapes(identity.card.network).values())):,}"
+    shape = identity.card.network
+    network_rules(shape, merged)
+    yield "family", _DIFFUSION_FAMILIES[shape.family]
+    nearest = "nearest to " if identity.overrides else ""
+    yield "model", f"{nearest}{identity.name}"
+    yield "layers", f"{shape.num_layers}, width {shape.hidden_size}, {shape.num_heads} heads"
+    if shape.family is Family.TOKEN_DECODER:
+        yield "vocabulary", f"{shape.token_vocab:,} tokens, {shape.token_dim} channels each"
+    yield "parameters", f"{sum(map(prod, parameter_shapes(shape).values())):,}"
     if identity.overrides:
         yield "differs in", json.dumps(identity.overrides)
     if stated := read_card_file(checkpoint.path):
+        yield "card.json", json.dumps(stated)
+
+
+def _token_facts(checkpoint: "Checkpoint") -> Iterator[tuple[str, str]]:
+    from cosmos_nemo.checkpoint.card_file import read_card_file
+    from cosmos_nemo.checkpoint.token_formats import TokenFormat, detect_token_format, token_parameter_shapes
+    from cosmos_nemo.checkpoint.token_identity import identify_tokens, models_of_the_same_sizes
+    from cosmos_nemo.checkpoint.token_names import token_rules
+
+    stored = detect_token_format(checkpoint)
+    yield "format", "nemo" if stored.format_ is TokenFormat.NEMO else "predict1"
+    identity = identify_tokens(checkpoint)
+    assert identity.card.tokens is not None
+    shape = identity.card.tokens.network
+    token_rules(shape, checkpoint)
+    yield "family", "autoregressive transformer of video tokens"
+    same = models_of_the_same_sizes(identity)
+    yield "model", " or ".join(same) if same else f"nearest to {identity.base.name}"
+    heads = f"{shape.num_heads} heads of {shape.head_dim}, {shape.num_kv_heads} of keys and values"
+    yield "layers", f"{shape.num_layers}, width {shape.hidden_size} (MLP {shape.ffn_hidden_size}), {heads}"
+    yield "vocabulary", f"{shape.vocab_size:,} tokens"
+    yield "text", f"width {shape.text_dim}" if shape.takes_text else "none"
+    stated = read_card_file(checkpoint.path)
+    told = stated.get("tokens", {}).get("network", {})
+    frames, rows, columns = shape.latent_THW
+    of_card = f"as of {identity.base.name}; no tensor tells"
+    video = "as card.json says" if "latent_THW" in told else of_card
+    yield "video", f"{frames} x {rows} x {columns} tokens, {video}"
+    scale = "as card.json says" if "rope_scale" in told else of_card
+    yield "angles", f"scale {shape.rope_scale:g}, {scale}"
+    yield "parameters", f"{sum(map(prod, token_parameter_shapes(shape).values())):,}"
+    if identity.overrides:
+        yield "differs in", json.dumps(identity.overrides)
+    if stated:
         yield "card.json", json.dumps(stated)
 
 

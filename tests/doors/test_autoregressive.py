@@ -304,3 +304,50 @@ def test_help_is_instant_and_names_every_released_flag() -> None:
     )
     assert [name for name in released if f"--{name}" not in shown] == []
     assert autoregressive.FLAG_NAMES["--nemo_checkpoint"] == "--ar_model_dir"
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_weights_with_nan_are_a_sentence_that_names_token_video_and_file(
+    run_here: Run, here: Path, tmp_path: Path, num_ranks: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch
+
+    damaged = tmp_path / "damaged"
+    shutil.copytree(here / "checkpoints", damaged)
+    path = damaged / SMALL / "model.pt"
+    tensors = torch.load(path, weights_only=True)
+    tensors["model.layers.1.feed_forward.w1.weight"][0, 0] = float("nan")
+    torch.save(tensors, path)
+    argv = [*ONE, "--checkpoint_dir", str(damaged), "--video_save_folder", str(here / "outputs")]
+    if num_ranks == 1:
+        status, said = (ended := run_here(*argv)).returncode, ended.stderr
+    else:
+        argv[1] = str(here / CLIP)
+        ranks = launcher.wait_for(launcher.start_ranks(num_ranks, BASE, *argv), timeout=180)
+        status, said = ranks[0].status, "".join(rank.err for rank in ranks)
+        assert ranks[1].status == status
+    assert status == 2, said
+    assert "Traceback" not in said
+    assert said.count("LogitsError: ") == 1
+    assert "mp4 cannot be made: the network's logits for token 49 of 120 (latent frame 2, row 0, " in said
+    assert "NaN or infinite in float32" in said
+    assert f"the weights {damaged / SMALL} are damaged: download or convert them again" in said
+    assert "mlp.linear_fc1.weight has 1 NaN or infinite values" in said + caplog.text
+    assert not list((here / "outputs").glob("*.mp4"))
+
+
+def test_a_converted_model_draws_the_same_video(run_here: Run, here: Path, tmp_path: Path) -> None:
+    from cosmos_nemo.checkpoint.convert import convert
+
+    decoder = "Cosmos-Predict1-7B-Decoder-DV8x16x16ToCV8x8x8-720p"
+    as_released = _made(run_here, here, "released", *QUICK)
+    for name in (SMALL, decoder):
+        convert(here / "checkpoints" / name, tmp_path / "nemo" / name, to="nemo")
+        convert(tmp_path / "nemo" / name, tmp_path / "back" / name, to="predict1")
+    shutil.copytree(here / "checkpoints", tmp_path / "mixed")
+    for layout in ("nemo", "back"):
+        for name in (SMALL, decoder):
+            shutil.rmtree(tmp_path / "mixed" / name)
+            shutil.copytree(tmp_path / layout / name, tmp_path / "mixed" / name)
+        made = _made(run_here, here, layout, *QUICK, "--checkpoint_dir", str(tmp_path / "mixed"))
+        assert numpy.array_equal(made, as_released)

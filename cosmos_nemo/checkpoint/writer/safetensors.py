@@ -34,7 +34,7 @@ def write_safetensors(
     with new_path(folder) as partial:
         partial.mkdir()
         rules = rules_for(shape, RELEASED[shape.family], prefix="net.")
-        _write_file(partial / "model.safetensors", tensors, rules=rules)
+        write_file(partial / "model.safetensors", tensors, rules=rules)
         write_card_file(partial, dict(card_overrides or {}))
 
 
@@ -49,13 +49,13 @@ def write_diffusers(
     with new_path(folder) as partial:
         partial.mkdir()
         rules = rules_for(shape, DIFFUSERS, prefix="")
-        _write_file(partial / "diffusion_pytorch_model.safetensors", tensors, rules=rules)
+        write_file(partial / "diffusion_pytorch_model.safetensors", tensors, rules=rules)
         (partial / "config.json").write_text(json.dumps(_diffusers_config(shape), indent=1) + "\n")
         write_card_file(partial, dict(card_overrides or {}))
 
 
-def _write_file(path: Path, tensors: Mapping[str, LazyTensor], *, rules: Mapping[str, Rule]) -> None:
-    """One file, tensor by tensor: the header needs only names, shapes and types."""
+def write_file(path: Path, tensors: Mapping[str, LazyTensor], *, rules: Mapping[str, Rule]) -> None:
+    """One file, tensor by tensor, stored as `rules` say: the header needs only names, shapes and types."""
     assert tensors.keys() == rules.keys(), f"not the network: {sorted(tensors.keys() ^ rules.keys())[:3]}"
     with path.open("wb") as file:
         file.write(_header(tensors, rules=rules))
@@ -68,8 +68,8 @@ def _header(tensors: Mapping[str, LazyTensor], *, rules: Mapping[str, Rule]) -> 
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, rule in rules.items():
-        dtype, shape = tensors[name].dtype, rule.stored_shape()
-        for stored in rule.names:
+        dtype = tensors[name].dtype
+        for stored, shape in zip(rule.names, rule.stored_shapes(), strict=True):
             begin, end = end, end + torch.Size(shape).numel() * dtype.itemsize
             entries[stored] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": (begin, end)}
     text = json.dumps(entries).encode()

@@ -1,4 +1,4 @@
-"""An autoregressive transformer as NeMo's torch_dist, or as model.pt of the released names."""
+"""An autoregressive transformer as NeMo's torch_dist, or in the released names as model.pt or safetensors."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +12,7 @@ from cosmos_nemo.checkpoint.reader import LazyTensor
 from cosmos_nemo.checkpoint.token_formats import Stored, TokenFormat, token_rules_for
 from cosmos_nemo.checkpoint.writer.new_path import new_path
 from cosmos_nemo.checkpoint.writer.pieces import pieces_by
+from cosmos_nemo.checkpoint.writer.safetensors import write_file
 from cosmos_nemo.checkpoint.writer.torch_dist import write_pieces
 
 NEMO = Stored(TokenFormat.NEMO, "module.")
@@ -54,4 +55,18 @@ def write_token_model_pt(
             for stored, part in zip(rule.names, rule.split(tensors[name].read()), strict=True)
         }
         torch.save(content, partial / "model.pt")
+        write_card_file(partial, dict(card_overrides or {}))
+
+
+def write_token_safetensors(
+    folder: Path,
+    tensors: Mapping[str, LazyTensor],
+    *,
+    shape: TokenShape,
+    card_overrides: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes `folder/model.safetensors` in the released names, a tensor at a time; else as the others."""
+    with new_path(folder) as partial:
+        partial.mkdir()
+        write_file(partial / "model.safetensors", tensors, rules=token_rules_for(shape, RELEASED))
         write_card_file(partial, dict(card_overrides or {}))

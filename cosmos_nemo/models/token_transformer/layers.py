@@ -7,7 +7,7 @@ K head width.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -17,6 +17,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from cosmos_nemo.models.common.linears import column, row
 from cosmos_nemo.models.common.rope import apply_rope
 from cosmos_nemo.models.token_transformer.attention import attend_to_all
 from cosmos_nemo.models.token_transformer.positions import Positions
@@ -157,40 +158,3 @@ class TokenLayer(MegatronModule):
 
 def rms_norm(norm: type, width: int, config: TransformerConfig) -> nn.Module:
     return build_module(norm, hidden_size=width, eps=config.layernorm_epsilon, dtype=config.params_dtype)
-
-
-def column(
-    linear: type | None, inputs: int, outputs: int, config: TransformerConfig, groups: ProcessGroupCollection
-) -> nn.Module:
-    """Split by output: each tensor parallel rank makes its own heads, or its own rows of the vocabulary."""
-    form = {"init_method": config.init_method, "gather_output": False}
-    return _linear(linear, inputs, outputs, config, groups, **form)
-
-
-def row(
-    linear: type | None, inputs: int, outputs: int, config: TransformerConfig, groups: ProcessGroupCollection
-) -> nn.Module:
-    """Split by input: what the ranks' heads make is added up."""
-    form = {"init_method": config.output_layer_init_method, "input_is_parallel": True}
-    return _linear(linear, inputs, outputs, config, groups, **form)
-
-
-def _linear(
-    linear: type | None,
-    inputs: int,
-    outputs: int,
-    config: TransformerConfig,
-    groups: ProcessGroupCollection,
-    **form: Any,
-) -> nn.Module:
-    return build_module(
-        linear,
-        inputs,
-        outputs,
-        config=config,
-        bias=False,
-        skip_bias_add=False,
-        is_expert=False,
-        tp_group=groups.tp,
-        **form,
-    )

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from cosmos_nemo.catalog import TokenShape
 from cosmos_nemo.models.common.backend import Backend
+from cosmos_nemo.models.common.linears import column
 from cosmos_nemo.models.token_transformer.attention import attend_causally, attend_with_one
 from cosmos_nemo.models.token_transformer.cache import KeyValueCache, empty_cache
-from cosmos_nemo.models.token_transformer.layers import TextKeyValue, TokenLayer, column, rms_norm
+from cosmos_nemo.models.token_transformer.layers import TextKeyValue, TokenLayer, rms_norm
 from cosmos_nemo.models.token_transformer.positions import Positions, token_positions
 from cosmos_nemo.models.token_transformer.spec import layer_spec, transformer_config
 from cosmos_nemo.parallel.context import gather_tokens

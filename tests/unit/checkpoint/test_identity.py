@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cosmos_nemo.catalog import CARDS, CatalogError
+from cosmos_nemo.catalog import CARDS, CatalogError, Family
 from cosmos_nemo.checkpoint.card_file import write_card_file
 from cosmos_nemo.checkpoint.identity import identify
 from cosmos_nemo.checkpoint.names import parameter_shapes
@@ -84,3 +84,14 @@ def test_a_named_interpolator_is_taken_at_its_word(meta_checkpoint):
     name = "Cosmos-Predict1-7B-WorldInterpolator"
     identity = identify(meta_checkpoint(shape), model=name)
     assert identity.card == identity.base == CARDS[name]
+
+
+def test_the_nearest_card_is_one_of_the_networks_family(meta_checkpoint):
+    """A nano network shares more sizes with the nano models of another family than with the 7B of its own."""
+    nano = CARDS["Cosmos-Nano-Predict2-Video2World"].network
+    decoder = replace(
+        nano, family=Family.TOKEN_DECODER, token_vocab=200, token_dim=32, takes_given_mask=False
+    )
+    identity = identify(meta_checkpoint(decoder))
+    assert identity.base.network.family is Family.TOKEN_DECODER
+    assert identity.overrides["network"]["num_layers"] == nano.num_layers

@@ -126,6 +126,7 @@ def test_a_layout_that_has_no_such_network_is_refused(folder, tmp_path, to):
 def test_its_sizes_go_into_the_card_json_of_a_conversion(folder):
     identity = identify(open_checkpoint(folder))
     assert identity.base.network.family is Family.TOKEN_DECODER
+    assert identity.name == "the diffusion decoder of Cosmos-Predict1-4B"
     network = identity.overrides["network"]
     assert (network["token_vocab"], network["token_dim"]) == (300, 6)
 

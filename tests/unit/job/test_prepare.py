@@ -32,6 +32,7 @@ from cosmos_nemo.request import (
     Video2WorldRequest,
 )
 from cosmos_nemo.stages.media import file_digest, write_video
+from cosmos_nemo.stages.token_generation import LogitsError
 from tests.fakes import CPU
 
 NANO = CARDS["Cosmos-Nano-Text2World"]
@@ -168,7 +169,9 @@ def test_an_unknown_model_and_an_unknown_back_end_are_errors_for_people() -> Non
     for setup in ({"model": "Cosmos-9B"}, {"backend": "jax"}, {"backend": "te"}, {"num_devices": 0}):
         with pytest.raises(PERSON_ERRORS):
             job_of(None, dry_run=True, **setup)
-    assert set(PERSON_ERRORS) == {RequestError, CatalogError, CheckpointError, LocateError, BackendError}
+    assert set(PERSON_ERRORS) == {
+        *(RequestError, CatalogError, CheckpointError, LocateError, BackendError, LogitsError)
+    }
     assert all(issubclass(error, ValueError) for error in PERSON_ERRORS)
 
 

@@ -5,15 +5,14 @@ from typing import Any
 
 import pytest
 
-from cosmos_nemo.catalog import find_card
+from cosmos_nemo.catalog import ModelCard, find_card
 from cosmos_nemo.job import Job
 from cosmos_nemo.job.files import Files
 from cosmos_nemo.job.stages import pipeline_of as pipeline_of_job
 from cosmos_nemo.models.common.backend import torch_backend
 from cosmos_nemo.parallel.groups import start_alone
-from cosmos_nemo.pipelines.base import DiffusionPipeline
 from cosmos_nemo.plan import Plan
-from cosmos_nemo.request import OFFLOADABLE, Setup, Text2WorldRequest
+from cosmos_nemo.request import OFFLOADABLE, OFFLOADABLE_OF_TOKENS, Setup, Text2WorldRequest
 from cosmos_nemo.stages.prompt_upsampler import PromptUpsampler
 from tests.fakes import CPU
 
@@ -31,11 +30,11 @@ PREFETCHED = {"denoise", "tokenizer", "video_guard"}
 """Whether the others are needed shows when they are entered: a prompt may be blocked, long, or cached."""
 
 
-def pipeline_of(**setup: Any) -> DiffusionPipeline[Any, Any]:
+def pipeline_of(*, card: ModelCard = CARD, **setup: Any) -> Any:
     folders = {name: Path(name) for name in Files.__dataclass_fields__}
     job = Job(
-        card=CARD,
-        setup=Setup(**{"model": CARD.name, "upsamples": True, **setup}),
+        card=card,
+        setup=Setup(**{"model": card.name, "upsamples": True, **setup}),
         requests=(Text2WorldRequest(prompt="a cat"),),
         needs=(),
         files=Files(**folders),
@@ -101,3 +100,27 @@ def test_each_stage_has_its_own_files_device_and_types() -> None:
     assert {stage.device for stage in pipeline.stages} == {CPU}
     dtypes = [str(stage.dtype)[6:] for stage in (guard, upsampler, encoder, denoise, tokenizer, video_guard)]
     assert dtypes == ["float32", "float32", "bfloat16", "float32", "float32", "float32"]
+
+
+def token_parking(**setup: Any) -> dict[str, tuple[bool, bool]]:
+    """As parking, of an autoregressive model."""
+    card = find_card("Cosmos-Predict1-4B")
+    pipeline = pipeline_of(card=card, model=card.name, upsamples=False, **setup)
+    return {stage.name: (stage.offload, stage.prefetches) for stage in pipeline.stages}
+
+
+@pytest.mark.parametrize("kept", OFFLOADABLE_OF_TOKENS)
+def test_the_stages_of_tokens_are_prefetched_unless_all_that_run_are_offloaded(kept: str) -> None:
+    everything = frozenset(OFFLOADABLE_OF_TOKENS)
+    names = {"discrete_tokenizer": "tokenizer", "video_guard": "guardrails"}
+    stages = ("discrete_tokenizer", "token_generation", "diffusion_decoder", "tokenizer", "video_guard")
+    assert token_parking(offload=everything) == dict.fromkeys(stages, (True, False))
+    assert token_parking(offload=everything - {kept}) == {
+        stage: (names.get(stage, stage) != kept, True) for stage in stages
+    }
+
+
+def test_a_decoder_that_does_not_run_need_not_be_offloaded_for_everything_to_be() -> None:
+    offload = frozenset(OFFLOADABLE_OF_TOKENS) - {"diffusion_decoder"}
+    found = token_parking(offload=offload, decodes_by_diffusion=False)
+    assert found == dict.fromkeys(("discrete_tokenizer", "token_generation", "video_guard"), (True, False))

@@ -1,4 +1,5 @@
 import gc
+import pickle
 import weakref
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from cosmos_nemo.catalog import TokenShape
 from cosmos_nemo.sampling.token_loop import generate
+from cosmos_nemo.sampling.token_report import NotFiniteLogits
 from cosmos_nemo.sampling.tokens import TokenSampling, draw_by_uniforms, draw_uniforms
 from tests.token_network import TINY_TOKENS, FakeCache, FakeTokenNetwork
 
@@ -129,6 +131,11 @@ def test_a_prompt_whose_logits_are_nan_is_told_too() -> None:
     network.output.bias[5] = float("inf")
     with pytest.raises(FloatingPointError, match="after 0 drawn tokens of video 0"):
         made(network)
+
+
+def test_the_place_of_nan_survives_the_way_to_another_rank() -> None:
+    error = pickle.loads(pickle.dumps(NotFiniteLogits(21, 1)))
+    assert (error.number, error.video, str(error)) == (21, 1, str(NotFiniteLogits(21, 1)))
 
 
 def test_an_exception_inside_leaves_nothing_behind() -> None:

@@ -9,9 +9,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cosmos_nemo.catalog import TokenShape
+from cosmos_nemo.memory import token_work
 from cosmos_nemo.models.common.backend import torch_backend
 from cosmos_nemo.parallel.groups import Groups, start_alone
 from cosmos_nemo.sampling.token_loop import generate
+from cosmos_nemo.sampling.token_report import NotFiniteLogits
 from cosmos_nemo.sampling.tokens import TokenSampling
 from cosmos_nemo.stages.token_generation import PromptTokensError, TokenGeneration
 from tests.fakes import CPU, FakeGroup
@@ -149,6 +151,11 @@ def test_seeds_and_texts_that_do_not_fit_are_refused(
         made(shape=shape, **options)
 
 
+def test_the_memory_beside_the_weights_grows_with_the_videos_drawn_together() -> None:
+    one, three = (stage().work_bytes(videos) for videos in (1, 3))
+    assert three == 3 * one > 3 * token_work(TINY_TOKENS)
+
+
 def test_progress_is_told() -> None:
     told: list[tuple[int, int]] = []
     made(on_step=lambda done, total: told.append((done, total)))
@@ -165,6 +172,15 @@ def test_a_network_that_makes_nan_is_told_and_another_video_can_follow() -> None
             generation(given(), seeds=(3, 4))
         bias[0] = good
         assert torch.equal(generation(given(), seeds=(3, 4)), expected)
+
+
+def test_the_sentence_about_nan_says_which_token_it_was_and_what_to_do() -> None:
+    frames = TINY_TOKENS.latent_THW[0]
+    error, num_given = NotFiniteLogits(ROWS * COLUMNS + COLUMNS + 1, 1), ROWS * COLUMNS
+    said = stage().sentence(error, num_given=num_given)
+    position, total = 2 * ROWS * COLUMNS + COLUMNS + 2, frames * ROWS * COLUMNS
+    assert f"token {position:,} of {total:,} (latent frame 2, row 1, column 1, from 0)" in said
+    assert "in float32" in said and "weights absent are damaged: download or convert them again" in said
 
 
 def test_a_parked_network_makes_the_same_tokens_again() -> None:

@@ -12,6 +12,8 @@ from cosmos_nemo.checkpoint.card_file import read_card_file, write_card_file
 from cosmos_nemo.checkpoint.convert import convert as convert_library
 from cosmos_nemo.checkpoint.reader import open_checkpoint
 from cosmos_nemo.tools import convert
+from cosmos_nemo.tools.standin import standin_card
+from cosmos_nemo.tools.standin_tokens import write_token_transformer
 from tests.unit.checkpoint.conftest import SHAPE
 
 ZARR = Path(__file__).parents[2] / "golden" / "nemo_text_zarr"
@@ -165,3 +167,18 @@ def test_models_of_the_same_sizes_are_told_apart_by_their_folders(run, tmp_path,
     status, out, error = run(tmp_path / name, tmp_path / "new", "--to", "nemo")
     assert (status, error) == (0, "") and f"{name}, as nemo" in out
     assert with_overrides(card, read_card_file(tmp_path / "new")) == replace(card, network=shape)
+
+
+def test_an_autoregressive_model_is_called_after_its_folder(run, tmp_path):
+    """Its stand-in is nearer to the sizes of the 4B."""
+    name = "Cosmos-Predict1-12B"
+    write_standin_network(CARDS[name], tmp_path / name)
+    status, out, error = run(tmp_path / name, tmp_path / "new", "--to", "nemo")
+    assert (status, error) == (0, "") and f"{name}, as nemo" in out
+    assert read_card_file(tmp_path / "new") == read_card_file(tmp_path / name)
+
+
+def write_standin_network(card, folder):
+    small = standin_card(card)
+    differs = overrides_of(small, card)
+    write_token_transformer(small.tokens.network, folder, inner="", seed=0, card_overrides=differs)

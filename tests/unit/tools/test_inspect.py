@@ -8,7 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from cosmos_nemo.checkpoint.fingerprint import fingerprint
+from cosmos_nemo.checkpoint.reader import LazyTensor
+from cosmos_nemo.checkpoint.writer.token_transformer import write_token_model_pt, write_token_torch_dist
 from cosmos_nemo.tools import inspect
+from tests.tiny_tokens import SCALED, TEXT, random_weights
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -75,7 +78,7 @@ def test_a_checkpoint_of_another_kind_is_described_too(run, tmp_path):
     status, lines, _ = run(tmp_path)
     assert status == 0
     found = facts(lines)
-    assert found["format"] == "no diffusion transformer of Cosmos"
+    assert found["format"] == "no transformer of Cosmos, neither diffusion nor autoregressive"
     assert found["size"].startswith("6 bytes")
 
 
@@ -110,3 +113,58 @@ def test_a_network_that_takes_given_frames_is_a_video2worlds(run, tmp_path):
     assert facts(lines)["model"] == "nearest to Cosmos-1.0-Diffusion-7B-Video2World"
     (differs,) = [line for line in lines if line.startswith("differs in")]
     assert "takes_given_mask" not in differs
+
+
+@pytest.mark.parametrize("layout", ["predict1", "nemo"])
+def test_an_autoregressive_transformer_is_described(run, tmp_path, layout):
+    write = {"predict1": write_token_model_pt, "nemo": write_token_torch_dist}[layout]
+    lazy = {name: LazyTensor.of(tensor) for name, tensor in random_weights(TEXT).items()}
+    write(tmp_path / "net", lazy, shape=TEXT)
+    status, lines, error = run(tmp_path / "net")
+    assert (status, error) == (0, "")
+    found = facts(lines)
+    assert found["family"] == "autoregressive transformer of video tokens"
+    assert found["format"] == layout
+    assert found["model"] == "nearest to Cosmos-Predict1-5B-Video2World"
+    assert found["layers"] == "2, width 64 (MLP 96), 4 heads of 16, 2 of keys and values"
+    assert (found["vocabulary"], found["text"]) == ("128 tokens", "width 24")
+    told = "as of Cosmos-Predict1-5B-Video2World; no tensor tells"
+    assert found["video"] == f"5 x 40 x 64 tokens, {told}"
+    assert found["angles"] == f"scale 1, {told}"
+    assert found["parameters"] == found["numbers"]
+
+
+def test_what_a_card_json_says_of_the_tokens_is_told_as_its_word(run, tmp_path):
+    lazy = {name: LazyTensor.of(tensor) for name, tensor in random_weights(SCALED).items()}
+    network = {"rope_scale": 2.0, "latent_THW": [3, 2, 4]}
+    write_token_model_pt(
+        tmp_path / "net", lazy, shape=SCALED, card_overrides={"tokens": {"network": network}}
+    )
+    _, lines, _ = run(tmp_path / "net")
+    found = facts(lines)
+    assert found["video"] == "3 x 2 x 4 tokens, as card.json says"
+    assert found["angles"] == "scale 2, as card.json says"
+
+
+def test_an_autoregressive_transformer_that_lacks_a_tensor_is_a_sentence_and_two(run, tmp_path):
+    lazy = {name: LazyTensor.of(tensor) for name, tensor in random_weights(TEXT).items()}
+    write_token_model_pt(tmp_path / "net", lazy, shape=TEXT)
+    path = tmp_path / "net" / "model.pt"
+    tensors = torch.load(path, weights_only=True)
+    del tensors["model.layers.1.ffn_norm.weight"]
+    torch.save(tensors, path)
+    status, _, error = run(path)
+    assert status == 2
+    assert "1 of 39 tensors missing, first: model.layers.1.ffn_norm.weight" in error
+
+
+def test_a_diffusion_decoder_is_described(run, tmp_path):
+    tensors = load_file(GOLDEN / "predict1_ar_diffusion_decoder.safetensors")
+    net = {name.replace("weights.", "net."): t for name, t in tensors.items() if name.startswith("weights.")}
+    torch.save(net, tmp_path / "model.pt")
+    status, lines, error = run(tmp_path)
+    assert (status, error) == (0, "")
+    found = facts(lines)
+    assert found["family"] == "diffusion decoder of Predict1's autoregressive models"
+    assert found["model"] == "nearest to the diffusion decoder of Cosmos-Predict1-4B"
+    assert found["vocabulary"] == "300 tokens, 6 channels each"

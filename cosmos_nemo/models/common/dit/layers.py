@@ -7,7 +7,7 @@ parallel rank, K head width, L text length.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -19,6 +19,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cosmos_nemo.models.common.linears import column, row
 from cosmos_nemo.models.common.rope import apply_rope
 
 NORM_EPSILON = 1e-6
@@ -85,8 +86,8 @@ class SelfAttention(MegatronModule):
         super().__init__(config)
         width, heads = config.hidden_size, config.num_attention_heads // pg_collection.tp.size()
         self.num_heads = heads
-        self.linear_qkv = _column(submodules.linear_qkv, width, 3 * width, config, pg_collection)
-        self.linear_proj = _row(submodules.linear_proj, width, width, config, pg_collection)
+        self.linear_qkv = column(submodules.linear_qkv, width, 3 * width, config, pg_collection)
+        self.linear_proj = row(submodules.linear_proj, width, width, config, pg_collection)
         self.q_layernorm = _head_norm(submodules.norm, config)
         self.k_layernorm = _head_norm(submodules.norm, config)
         self.core_attention = build_module(
@@ -118,9 +119,9 @@ class CrossAttention(MegatronModule):
         super().__init__(config)
         width, heads = config.hidden_size, config.num_attention_heads // pg_collection.tp.size()
         self.num_heads = heads
-        self.linear_q = _column(submodules.linear_q, width, width, config, pg_collection)
-        self.linear_kv = _column(submodules.linear_kv, text_dim, 2 * width, config, pg_collection)
-        self.linear_proj = _row(submodules.linear_proj, width, width, config, pg_collection)
+        self.linear_q = column(submodules.linear_q, width, width, config, pg_collection)
+        self.linear_kv = column(submodules.linear_kv, text_dim, 2 * width, config, pg_collection)
+        self.linear_proj = row(submodules.linear_proj, width, width, config, pg_collection)
         self.q_layernorm = _head_norm(submodules.norm, config)
         self.k_layernorm = _head_norm(submodules.norm, config)
         self.core_attention = build_module(
@@ -251,44 +252,6 @@ def _in_runs(
 def mlp_spec(column_linear: type, row_linear: type) -> ModuleSpec:
     """Megatron's own MLP; its activation, exact GELU, stands in the config."""
     return ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column_linear, linear_fc2=row_linear))
-
-
-def _column(
-    linear: type | None, inputs: int, outputs: int, config: TransformerConfig, groups: ProcessGroupCollection
-) -> nn.Module:
-    """Split by output: each tensor parallel rank makes its own heads."""
-    return _linear(
-        linear, inputs, outputs, config, groups, init_method=config.init_method, gather_output=False
-    )
-
-
-def _row(
-    linear: type | None, inputs: int, outputs: int, config: TransformerConfig, groups: ProcessGroupCollection
-) -> nn.Module:
-    """Split by input: what the ranks' heads make is added up."""
-    init = config.output_layer_init_method
-    return _linear(linear, inputs, outputs, config, groups, init_method=init, input_is_parallel=True)
-
-
-def _linear(
-    linear: type | None,
-    inputs: int,
-    outputs: int,
-    config: TransformerConfig,
-    groups: ProcessGroupCollection,
-    **form: Any,
-) -> nn.Module:
-    return build_module(
-        linear,
-        inputs,
-        outputs,
-        config=config,
-        bias=False,
-        skip_bias_add=False,
-        is_expert=False,
-        tp_group=groups.tp,
-        **form,
-    )
 
 
 def _head_norm(norm: type | None, config: TransformerConfig) -> nn.Module:

@@ -1,0 +1,76 @@
+"""Which autoregressive model a checkpoint holds."""
+
+import re
+from dataclasses import replace
+
+from cosmos_nemo.catalog import CARDS, ModelCard, TokenModel, find_card, with_overrides
+from cosmos_nemo.checkpoint.autoregressive import MODELS
+from cosmos_nemo.checkpoint.card_file import read_card_file
+from cosmos_nemo.checkpoint.identity import Identity
+from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError
+from cosmos_nemo.checkpoint.token_sizes import (
+    KNOWN_SHAPES,
+    TOKEN_SIZES,
+    describe,
+    infer_token_shape,
+    nearest_known,
+    same_token_sizes,
+)
+
+# Language models have layers of the same names, but no norms of their queries.
+_QUERY_NORM = re.compile(r"layers\.\d+\.attention\.q_norm\.|decoder\.layers\.self_attention\.q_layernorm\.")
+
+
+def holds_token_transformer(checkpoint: Checkpoint) -> bool:
+    """Whether its names are those of an autoregressive transformer, complete or not."""
+    return any(_QUERY_NORM.search(name) for name in checkpoint.names())
+
+
+def token_cards() -> dict[str, ModelCard]:
+    """Name -> card of every released autoregressive model, those that cannot be run yet among them."""
+    like = CARDS[MODELS["4B"]]
+    released = {
+        name: replace(like, name=name, tokens=TokenModel(network=KNOWN_SHAPES[size]))
+        for size, name in MODELS.items()
+    }
+    return released | {name: card for name, card in CARDS.items() if card.tokens is not None}
+
+
+def identify_tokens(checkpoint: Checkpoint, *, model: str | None = None) -> Identity:
+    """The card called `model` (None: the one of the nearest sizes) with the checkpoint's card.json.
+
+    How angles are scaled is the card's: no tensor tells it. CheckpointError if `model` is no autoregressive
+    one, or if the shapes tell nothing; CatalogError for an unknown name or a bad card.json.
+    """
+    stated, found = read_card_file(checkpoint.path), infer_token_shape(checkpoint)
+    if model is not None:
+        base = token_cards().get(model) or find_card(model)
+        if base.tokens is None:
+            held = f", {describe(found)}" if found is not None else ""
+            raise CheckpointError(
+                f"{checkpoint.path} holds an autoregressive transformer{held}, but {model} is a diffusion "
+                f"model: pass one of {', '.join(token_cards())}, or leave --model out"
+            )
+        return Identity(card=with_overrides(base, stated), base=base)
+    if found is None:
+        raise CheckpointError(
+            f"{checkpoint.path} lacks tensors that tell the sizes of its autoregressive transformer: is it "
+            "complete? With --model, what is missing is named"
+        )
+    size, _ = nearest_known(found)
+    base = token_cards()[MODELS[size]]
+    assert base.tokens is not None
+    sizes = {name: getattr(found, name) for name in TOKEN_SIZES}
+    tokens = replace(base.tokens, network=replace(base.tokens.network, **sizes))
+    return Identity(card=with_overrides(replace(base, tokens=tokens), stated), base=base)
+
+
+def models_of_the_same_sizes(identity: Identity) -> list[str]:
+    """Names of the released models whose transformers have the same tensors as the card's."""
+    tokens = identity.card.tokens
+    assert tokens is not None
+    return [
+        name
+        for name, card in token_cards().items()
+        if card.tokens is not None and same_token_sizes(card.tokens.network, tokens.network)
+    ]

@@ -1,0 +1,61 @@
+"""The stages of frames: video tokenizers and the video guard."""
+
+from cosmos_nemo.catalog import DiscreteTokenizerShape, ModelCard, WanTokenizerShape
+from cosmos_nemo.memory.base import BFLOAT16, FLOAT32, GIB, StageMemory
+
+# Measured on an H200 for 88 x 160 latent cells and the released 128 channels: fitted to decodes in pieces of
+# 1 to 16 latent frames, and of 1920 x 1056 pixels.
+_DECODE_GIB = 2.5
+_DECODE_GIB_PER_LATENT_FRAME = 0.425
+_MIDDLE_GIB_PER_LATENT_FRAME = 0.0925
+_COPIES_OF_SCORES = 3.8
+"""Of the middle block's spatial attention, which has no kernel that does without the table of scores."""
+_WAN_DECODE = 97 * GIB // 10
+"""Of Wan2.1's tokenizer at 1280 x 704, a latent frame after the other; 768 x 432 takes its share."""
+_VIDEO_GUARD_WORK = 33 * GIB // 10
+"""The face detector's, on 16 frames of 1280 x 704 in float32: the highest peak with guardrails, less the
+weights."""
+# Estimated from sizes, not measured.
+_DISCRETE_WORK = 3 * GIB / (40 * 64)
+"""Of the discrete tokenizer, a cell of 16 x 16 pixels: three GiB for nine frames of 1024 x 640."""
+
+_LATENT_CELLS, _CHANNELS = 88 * 160, 128
+_FRAMES_PER_PIECE = 8
+_TOKENIZER_ENCODER, _TOKENIZER_DECODER = 42_914_864, 62_738_832
+_DISCRETE_TOKENIZER = 110_900_000
+_WAN_TOKENIZER, _WAN_CHANNELS = 126_892_531, 96
+_SIGLIP_VISION, _FACE_DETECTOR = 428_225_600, 27_293_600
+
+
+def tokenizer_memory(card: ModelCard, latent_THW: tuple[int, int, int]) -> StageMemory:
+    """Decoding: the pieces after the middle block, or the middle block itself, whichever needs more.
+
+    What looks at images has the encoder's weights too.
+    """
+    frames, rows, columns = latent_THW
+    if isinstance(card.tokenizer, WanTokenizerShape):
+        share = rows * columns / _LATENT_CELLS * card.tokenizer.channels / _WAN_CHANNELS
+        weights = int(_WAN_TOKENIZER * (card.tokenizer.channels / _WAN_CHANNELS) ** 2) * BFLOAT16
+        return StageMemory("tokenizer", weights, int(share * _WAN_DECODE))
+    cells, channels = rows * columns / _LATENT_CELLS, card.tokenizer.channels / _CHANNELS
+    pieces = _DECODE_GIB + _DECODE_GIB_PER_LATENT_FRAME * min(frames, _FRAMES_PER_PIECE)
+    at_once = frames if frames < 2 else 2 + frames % 2
+    scores = _COPIES_OF_SCORES * at_once * (rows * columns) ** 2 * BFLOAT16
+    middle = cells * channels * _MIDDLE_GIB_PER_LATENT_FRAME * frames * GIB + scores
+    encoder = _TOKENIZER_ENCODER if card.starts_from_frames else 0
+    weights = int((encoder + _TOKENIZER_DECODER) * channels**2) * BFLOAT16
+    return StageMemory("tokenizer", weights, int(max(cells * channels * pieces * GIB, middle)))
+
+
+def discrete_tokenizer_memory(shape: DiscreteTokenizerShape, latent_THW: tuple[int, int, int]) -> StageMemory:
+    """latent: that of the tokens."""
+    _, rows, columns = latent_THW
+    channels = shape.channels / _CHANNELS
+    weights = int(_DISCRETE_TOKENIZER * channels**2) * BFLOAT16
+    return StageMemory("discrete_tokenizer", weights, int(_DISCRETE_WORK * rows * columns * channels))
+
+
+def video_guard_memory(latent_THW: tuple[int, int, int]) -> StageMemory:
+    weights = (_SIGLIP_VISION + _FACE_DETECTOR) * FLOAT32
+    _, rows, columns = latent_THW
+    return StageMemory("video_guard", weights, _VIDEO_GUARD_WORK * rows * columns // _LATENT_CELLS)

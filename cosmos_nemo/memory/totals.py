@@ -1,0 +1,46 @@
+"""What stages need together: of the GPU, where some are parked between uses, and of the host."""
+
+from cosmos_nemo.memory.base import GIB, StageMemory
+from cosmos_nemo.memory.order import ORDER
+from cosmos_nemo.plan import Plan
+
+DEVICE_OVERHEAD = 3 * GIB // 2
+"""Of a GPU's memory, what tensors never get: CUDA's context, libraries, holes between allocations.
+Estimated, not measured."""
+_ON_EVERY_RANK = ("denoise", "token_generation", "diffusion_decoder")
+
+
+def peak(
+    stages: tuple[StageMemory, ...],
+    *,
+    offload: frozenset[str],
+    is_batch: bool,
+    order: tuple[str, ...] = ORDER,
+) -> int:
+    """The most bytes in use at once, where the stages are entered in `order`.
+
+    A stage that is not offloaded stays after its first use; in a batch it is there before it too, from the
+    video before. Prefetched weights are not counted: they take only what would stay free.
+    """
+    by_name = {stage.name: stage for stage in stages}
+    resident = {stage.name: stage.weights for stage in stages if is_batch and not stage.is_in(offload)}
+    most = 0
+    for stage in (by_name[name] for name in order if name in by_name):
+        others = sum(weights for name, weights in resident.items() if name != stage.name)
+        most = max(most, others + stage.weights + stage.work)
+        if not stage.is_in(offload):
+            resident[stage.name] = stage.weights
+    return most
+
+
+def host_bytes(stages: tuple[StageMemory, ...], offload: frozenset[str], *, plan: Plan | None = None) -> int:
+    """Of the host copies of all parked stages of all ranks.
+
+    Each rank has its networks, or its parts of them; the other stages are those of each replica's first rank.
+    """
+    plan = plan or Plan()
+    return sum(
+        stage.weights * (plan.num_ranks if stage.name in _ON_EVERY_RANK else plan.replicas)
+        for stage in stages
+        if stage.is_in(offload)
+    )
