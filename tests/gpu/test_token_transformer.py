@@ -145,3 +145,51 @@ def test_reference_numbers_on_the_gpu(backend: str, dtype: str) -> None:
     if dtype == "bfloat16":  # the likeliest token may be another one
         flags += ["--only", "logits", "--only", "hidden*", "--only", "layer0*"]
     assert tools(["verify", str(GOLDEN), *flags]) == 0
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("backend", ["torch", "te"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_token_read_by_the_kernels_is_read_as_by_the_layers(
+    dtype: torch.dtype, backend: str, batch: int
+) -> None:
+    network = build(BASE, backend=backend, dtype=dtype)
+    assert network.fuses_steps
+    tokens = random_tokens(BASE, batch=batch)[:, : PROMPT + 80].to("cuda")
+    caches = {fuses: network.new_cache(batch) for fuses in (True, False)}
+    for cache in caches.values():
+        network.prefill(tokens[:, :PROMPT], cache)
+    limit = 1e-5 if dtype == torch.float32 else 1e-2
+    for place in range(PROMPT, PROMPT + 80):
+        logits = {}
+        for fuses, cache in caches.items():
+            network.fuses_steps = fuses
+            logits[fuses] = network.decode(
+                tokens[:, place : place + 1],
+                cache,
+                position=torch.tensor(place, device="cuda"),
+                bucket=512,
+            )
+        assert relative(logits[True], logits[False]) < limit
+    for name in ("k", "v"):
+        fused, plain = (getattr(caches[fuses], name) for fuses in (True, False))
+        assert relative(fused.float(), plain.float()) < limit
+        assert not fused[:, PROMPT + 80 :].any()
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("position", [0, 63, 64, 5000, 12799])
+def test_the_kernel_attends_to_the_places_so_far_and_to_no_other(batch: int, position: int) -> None:
+    from cosmos_nemo.models.token_transformer.one_token_kernels import attend_to_places
+
+    generator = torch.Generator("cuda").manual_seed(0)
+    q = 3 * torch.randn(batch, 32, 128, device="cuda", generator=generator).bfloat16()
+    k, v = torch.randn(2, 12800, batch, 8, 128, device="cuda", generator=generator).bfloat16()
+    count = position + 1
+    for part in (k, v):
+        part[count:] = torch.nan
+    found = attend_to_places(q, k, v, torch.tensor(position, device="cuda"), 12800)
+    scores = torch.einsum("bmgk,lbmk->bmgl", q.double().view(batch, 8, 4, 128), k[:count].double())
+    weights = (scores * 128**-0.5).softmax(-1)
+    exact = torch.einsum("bmgl,lbmk->bmgk", weights, v[:count].double()).reshape(batch, 32, 128)
+    assert relative(found.double(), exact) < 5e-3

@@ -22,6 +22,7 @@ from cosmos_nemo.models.common.linears import column
 from cosmos_nemo.models.token_transformer.attention import attend_causally, attend_with_one
 from cosmos_nemo.models.token_transformer.cache import KeyValueCache, empty_cache
 from cosmos_nemo.models.token_transformer.layers import TextKeyValue, TokenLayer, rms_norm
+from cosmos_nemo.models.token_transformer.one_token import has_kernels, read_token
 from cosmos_nemo.models.token_transformer.positions import Positions, token_positions
 from cosmos_nemo.models.token_transformer.spec import layer_spec, transformer_config
 from cosmos_nemo.parallel.context import gather_tokens
@@ -115,6 +116,7 @@ class TokenTransformer(MegatronModule):
         super().__init__(config)
         self.shape = shape
         self.tp = pg_collection.tp
+        self._fuses_steps: bool | None = None
         # Embedding and output are Megatron's own with every back end, and know one way to the meta device.
         outer = replace(config, use_cpu_initialization=True)
         self.embedding = TokenEmbedding(shape.embedding_rows, outer, pg_collection)
@@ -129,6 +131,17 @@ class TokenTransformer(MegatronModule):
         self.output_layer = column(
             ColumnParallelLinear, config.hidden_size, shape.vocab_size, outer, pg_collection
         )
+
+    @property
+    def fuses_steps(self) -> bool:
+        """Whether `decode` runs the kernels of one_token.py; set it to False to compare."""
+        if self._fuses_steps is None:
+            self._fuses_steps = has_kernels(self.shape, self.device)
+        return self._fuses_steps
+
+    @fuses_steps.setter
+    def fuses_steps(self, fuses: bool) -> None:
+        self._fuses_steps = fuses
 
     @property
     def device(self) -> torch.device:
@@ -212,6 +225,17 @@ class TokenTransformer(MegatronModule):
         recorded in a CUDA graph and repeated after changing tokens and position in place.
         """
         self._check_step(tokens_B1, cache, position=position, bucket=bucket, text=text)
+        if self.fuses_steps:
+            hidden = read_token(
+                self.embedding(tokens_B1)[0],
+                self.decoder,
+                self.decoder.final_layernorm,
+                cache,
+                position=position,
+                bucket=bucket,
+                eps=self.shape.norm_eps,
+            )
+            return self._of_vocabulary(hidden[None])[0]
         bias_L = torch.zeros(bucket, device=self.device)
         bias_L.masked_fill_(cache.places[:bucket] > position, -torch.inf)
 
@@ -239,7 +263,10 @@ class TokenTransformer(MegatronModule):
 
     def _logits(self, hidden_SBD: Tensor) -> Tensor:
         """[S, B, V] float32."""
-        logits, _ = self.output_layer(self.decoder.final_layernorm(hidden_SBD))
+        return self._of_vocabulary(self.decoder.final_layernorm(hidden_SBD))
+
+    def _of_vocabulary(self, normed_SBD: Tensor) -> Tensor:
+        logits, _ = self.output_layer(normed_SBD)
         whole_VSB = gather_tokens(logits.permute(2, 0, 1), self.tp, self.shape.vocab_size)
         return whole_VSB.permute(1, 2, 0).float().contiguous()
 
