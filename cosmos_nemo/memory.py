@@ -221,14 +221,14 @@ def stage_memory(
 def token_stages(
     card: ModelCard, tokens: TokenModel, *, plan: Plan, guardrails: bool = True, batch_size: int = 1
 ) -> tuple[StageMemory, ...]:
-    """Of an autoregressive model with its decoder; batch_size: videos whose tokens are drawn together.
+    """Of an autoregressive model with its decoder, if it has one; batch_size: videos whose tokens are drawn
+    together.
 
     The decoder makes at most _DECODER_WINDOW latent frames at once.
     """
     _, rows, columns = tokens.network.latent_THW
     side = tokens.tokenizer.spatial_compression // card.tokenizer.spatial_compression
     latent = _DECODER_WINDOW, rows * side, columns * side
-    decoder = _denoise(card.network, latent, plan=plan, num_branches=card.num_branches)
     stages = [
         StageMemory(
             "discrete_tokenizer",
@@ -236,9 +236,10 @@ def token_stages(
             int(_DISCRETE_WORK * rows * columns * tokens.tokenizer.channels / _CHANNELS),
         ),
         _token_generation(tokens.network, tensor_parallel=plan.tp, batch_size=batch_size),
-        replace(decoder, name="diffusion_decoder"),
-        _tokenizer(card, latent),
     ]
+    if card.has_diffusion_decoder:
+        decoder = _denoise(card.network, latent, plan=plan, num_branches=card.num_branches)
+        stages += [replace(decoder, name="diffusion_decoder"), _tokenizer(card, latent)]
     if guardrails:
         stages.append(_video_guard(latent))
     return tuple(stages)

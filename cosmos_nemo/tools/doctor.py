@@ -413,9 +413,12 @@ def _parts(card: ModelCard) -> "dict[str, HubFiles]":
     from cosmos_nemo.checkpoint import locate
 
     sources = card.sources
-    parts = {"network": locate.weights_of(card), "tokenizer": locate.tokenizer_of(card)}
+    parts = {"network": locate.weights_of(card)}
+    if sources.tokenizer:
+        parts["tokenizer"] = locate.tokenizer_of(card)
     if card.tokens is not None:
         parts["discrete_tokenizer"] = locate.discrete_tokenizer_of(card)
+    if card.has_diffusion_decoder:
         parts["diffusion_decoder"] = locate.diffusion_decoder_of(card)
     if sources.text_encoder:
         parts["text_encoder"] = locate.text_encoder_of(card)
