@@ -113,7 +113,8 @@ def _check_effects(flags: argparse.Namespace) -> None:
 def _check_no_decoder(flags: argparse.Namespace, card: ModelCard) -> None:
     """RequestError for a flag of the diffusion decoder, which this model does not have."""
     for flag in (*_DECODER_FLAGS, "--tokenizer_dir", "--offload_diffusion_decoder"):
-        if getattr(flags, flag[2:]) not in (None, "", False):
+        given = getattr(flags, flag[2:])
+        if given is not None and given is not False and given != "":
             raise RequestError(
                 f"{card.name} comes without a diffusion decoder, and {flag} is for one: leave it out. The "
                 "frames are made by the discrete tokenizer."
