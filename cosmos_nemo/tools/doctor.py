@@ -29,6 +29,7 @@ from cosmos_nemo.memory import (
     peak,
     published_offloads,
     stage_memory,
+    token_parameters,
 )
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ def _is_released(card: ModelCard) -> bool:
 
 
 def _is_small(card: ModelCard) -> bool:
+    if card.tokens is not None and not card.has_diffusion_decoder:
+        return token_parameters(card.tokens.network) <= _CPU_PARAMETERS
     return network_parameters(card.network) <= _CPU_PARAMETERS
 
 
