@@ -271,7 +271,6 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cards = [
         CARDS[f"Cosmos-Predict{name}"] for name in (*names, "1-4B", "2-2B-Video2World", "2-2B-Text2Image")
     ]
-    cards.append(CARDS["Cosmos-Nano-Autoregressive"])
     write_standin(cards, folder, seed=0, layout="folder")
     (folder / f"{cards[0].name}_post-trained").symlink_to(folder / cards[0].name)
     return folder
@@ -289,8 +288,6 @@ def test_every_command_of_predict1_passes_a_dry_run_with_stand_ins(
 
     for name in ("checkpoints", "stand-ins", "stand-ins-2", "stand-ins-3"):
         (tmp_path / name).symlink_to(stand_ins)
-    (tmp_path / "new_models").mkdir()
-    (tmp_path / "new_models/assets").symlink_to(stand_ins)
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     (tmp_path / "output").mkdir()
     (tmp_path / "output/robot.jpg").symlink_to(ROOT / "assets/video2world/input0.jpg")
