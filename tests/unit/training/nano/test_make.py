@@ -72,6 +72,11 @@ def test_a_fraction_of_the_recipe_has_a_share_of_everything_and_at_least_one() -
     half = fraction_of(RECIPE, 0.5)
     assert (half.tokenizer_steps, half.num_clips, half.base.num_steps) == (3000, 16384, 5000)
     assert half.base.global_batch_size == half.base.micro_batch_size == 128
+    assert (half.discrete_tokenizer_steps, half.token_clips, half.autoregressive.num_steps) == (
+        RECIPE.discrete_tokenizer_steps // 2,
+        RECIPE.token_clips // 2,
+        RECIPE.autoregressive.num_steps // 2,
+    )
     least = fraction_of(RECIPE, 1e-9)
     assert (least.tokenizer_batch, least.text_steps, least.subject.num_steps) == (1, 1, 1)
 
