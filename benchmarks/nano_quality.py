@@ -4,6 +4,7 @@ PYTHONPATH=. python benchmarks/nano_quality.py --require
 PYTHONPATH=. python benchmarks/nano_quality.py --model Cosmos-Nano-Video2World --require
 PYTHONPATH=. python benchmarks/nano_quality.py --model Cosmos-Nano-Predict2-Video2World --require
 PYTHONPATH=. python benchmarks/nano_quality.py --model Cosmos-Nano-WorldInterpolator --require
+PYTHONPATH=. python benchmarks/nano_quality.py --model Cosmos-Nano-Autoregressive --require
 PYTHONPATH=. python benchmarks/nano_quality.py --mistake guidance_sign
 PYTHONPATH=. python benchmarks/nano_quality.py --subject --checkpoint POST_TRAINED
 
@@ -12,8 +13,8 @@ one for combinations held out; below each, the part of it in phrasings that were
 all prompts. In the rows called shuffled each video is judged by the prompt of another: what chance gives.
 Video number i starts from the noise of seed + i. --mistake makes one deliberately, which the table must show.
 
---model, which comes first, judges another nano model, with the flags of benchmarks/nano_video2world.py and
-benchmarks/nano_interpolator.py.
+--model, which comes first, judges another nano model, with the flags of benchmarks/nano_video2world.py,
+benchmarks/nano_interpolator.py and benchmarks/nano_autoregressive.py.
 """
 
 import argparse
@@ -53,6 +54,7 @@ SISTERS = {
     "Cosmos-Nano-Video2World": "benchmarks.nano_video2world",
     "Cosmos-Nano-Predict2-Video2World": "benchmarks.nano_video2world",
     "Cosmos-Nano-WorldInterpolator": "benchmarks.nano_interpolator",
+    "Cosmos-Nano-Autoregressive": "benchmarks.nano_autoregressive",
 }
 """The scripts that judge the other models."""
 SHUFFLES = 100

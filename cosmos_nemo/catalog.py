@@ -6,6 +6,7 @@ frames, of Predict2 four (the first latent frame holds one), and a latent cell 8
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 from typing import Any
@@ -279,6 +280,7 @@ class Sources:
     discrete_tokenizer: str = ""
     """Of an autoregressive model, whose `weights` are those of the token transformer; likewise the next."""
     diffusion_decoder: str = ""
+    """"": it has none, and the discrete tokenizer makes the frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,6 +309,11 @@ class ModelCard:
     def num_branches(self) -> int:
         """Network calls a step at the card's own guidance; see Text2WorldRequest.num_branches."""
         return 1 if self.guidance in (0.0, -1.0) else 2
+
+    @property
+    def has_diffusion_decoder(self) -> bool:
+        """Of an autoregressive model: whether a network makes latents of its tokens."""
+        return bool(self.sources.diffusion_decoder)
 
     @property
     def starts_from_frames(self) -> bool:
@@ -629,6 +636,43 @@ _NANO_PREDICT2 = replace(
         tokenizer=f"{NOT_ON_THE_HUB}/Cosmos-Nano-Tokenizer-Wan",
     ),
 )
+_NANO_LEVELS = (8, 5, 5, 5, 5)
+"""5,000 tokens instead of 64,000, whose rows alone would be nine tenths of a network of this width."""
+_NANO_AUTOREGRESSIVE = ModelCard(
+    name="Cosmos-Nano-Autoregressive",
+    task=Task.AUTOREGRESSIVE,
+    tokens=TokenModel(
+        network=TokenShape(
+            num_layers=6,
+            hidden_size=192,
+            num_heads=6,
+            num_kv_heads=2,
+            head_dim=32,
+            ffn_hidden_size=512,
+            vocab_size=math.prod(_NANO_LEVELS),
+            latent_THW=(5, 8, 8),
+            # Of the five frequencies of an axis all turn within eight places.
+            rope_theta=100.0,
+            rope_original_THW=(5, 8, 8),
+        ),
+        tokenizer=DiscreteTokenizerShape(channels=16, levels=_NANO_LEVELS),
+    ),
+    # Of a decoder that it does not have.
+    network=DIFFUSION_DECODER_7B,
+    tokenizer=TokenizerShape(),
+    video=VideoLimits(height=128, width=128, num_frames=33, min_frames=33, max_frames=33),
+    sampler=_AUTOREGRESSIVE_4B.sampler,
+    num_steps=_AUTOREGRESSIVE_4B.num_steps,
+    guidance=_AUTOREGRESSIVE_4B.guidance,
+    seed=0,
+    sources=Sources(
+        weights=f"{NOT_ON_THE_HUB}/Cosmos-Nano-Autoregressive",
+        weights_folder="nemo",
+        tokenizer="",
+        text_encoder="",
+        discrete_tokenizer=f"{NOT_ON_THE_HUB}/Cosmos-Nano-Tokenizer-DV8x16x16",
+    ),
+)
 _NANO_INTERPOLATOR = _between(_given_frames(_NANO_TEXT2WORLD, "Cosmos-Nano-WorldInterpolator"), seed=1)
 
 CARDS = {
@@ -639,7 +683,7 @@ CARDS = {
         *_PREDICT2,
         *_TEXT2IMAGE,
         *_AUTOREGRESSIVE,
-        *(_NANO_TEXT2WORLD, _NANO_VIDEO2WORLD, _NANO_INTERPOLATOR, _NANO_PREDICT2),
+        *(_NANO_TEXT2WORLD, _NANO_VIDEO2WORLD, _NANO_INTERPOLATOR, _NANO_PREDICT2, _NANO_AUTOREGRESSIVE),
     )
 }
 

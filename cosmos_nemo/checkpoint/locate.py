@@ -104,9 +104,13 @@ def text_guard_of(card: ModelCard) -> HubFiles:
 def downloads_of(card: ModelCard) -> list[HubFiles]:
     """Every repository that the model needs, with its upsampler and guardrails if it has them."""
     sources = card.sources
-    parts = [weights_of(card), tokenizer_of(card)]
+    parts = [weights_of(card)]
+    if sources.tokenizer:
+        parts.append(tokenizer_of(card))
     if card.tokens is not None:
-        parts += [discrete_tokenizer_of(card), diffusion_decoder_of(card)]
+        parts.append(discrete_tokenizer_of(card))
+    if card.has_diffusion_decoder:
+        parts.append(diffusion_decoder_of(card))
     if sources.text_encoder:
         parts.append(text_encoder_of(card))
     if sources.upsampler:

@@ -47,11 +47,13 @@ def parse_autoregressive(argv: Sequence[str]) -> Invocation:
     _check_effects(flags)
     path = video_path(flags)
     card, setup = find_model(flags, task=Task.AUTOREGRESSIVE)
+    if not card.has_diffusion_decoder:
+        _check_no_decoder(flags, card)
     setup = replace(
         setup,
         discrete_tokenizer_dir=path_of(flags.discrete_tokenizer_dir),
         diffusion_decoder_dir=path_of(flags.diffusion_decoder_dir),
-        decodes_by_diffusion=not flags.disable_diffusion_decoder,
+        decodes_by_diffusion=card.has_diffusion_decoder and not flags.disable_diffusion_decoder,
         batch_size=flags.batch_size,
     )
     request = _request(flags, card, path)
@@ -108,6 +110,17 @@ def _check_effects(flags: argparse.Namespace) -> None:
         raise RequestError("--guardrail_dir has no effect beside --disable_guardrail. Pass one of them.")
 
 
+def _check_no_decoder(flags: argparse.Namespace, card: ModelCard) -> None:
+    """RequestError for a flag of the diffusion decoder, which this model does not have."""
+    for flag in (*_DECODER_FLAGS, "--tokenizer_dir", "--offload_diffusion_decoder"):
+        given = getattr(flags, flag[2:])
+        if given is not None and given is not False and given != "":
+            raise RequestError(
+                f"{card.name} comes without a diffusion decoder, and {flag} is for one: leave it out. The "
+                "frames are made by the discrete tokenizer."
+            )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="base.py",
@@ -159,7 +172,7 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--disable_diffusion_decoder",
         action="store_true",
-        help="make the frames with the tokenizer's own decoder: faster, and less sharp",
+        help="make the frames with the tokenizer's own decoder: faster, and less sharp; a nano model's are",
     )
     group.add_argument("--num_steps", type=int, default=None, help="of the diffusion decoder; 15")
     group.add_argument(

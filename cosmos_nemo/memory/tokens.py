@@ -19,20 +19,20 @@ _DECODER_WINDOW = 8
 def token_stages(
     card: ModelCard, tokens: TokenModel, *, plan: Plan, guardrails: bool = True, batch_size: int = 1
 ) -> tuple[StageMemory, ...]:
-    """Of an autoregressive model with its decoder; batch_size: videos whose tokens are drawn together.
+    """Of an autoregressive model, with its decoder if it has one; batch_size: videos drawn together.
 
     The decoder makes at most _DECODER_WINDOW latent frames at once.
     """
     _, rows, columns = tokens.network.latent_THW
     side = tokens.tokenizer.spatial_compression // card.tokenizer.spatial_compression
     latent = _DECODER_WINDOW, rows * side, columns * side
-    decoder = denoise_memory(card.network, latent, plan=plan, num_branches=card.num_branches)
     stages = [
         discrete_tokenizer_memory(tokens.tokenizer, tokens.network.latent_THW),
         token_generation_memory(tokens.network, tensor_parallel=plan.tp, batch_size=batch_size),
-        replace(decoder, name="diffusion_decoder"),
-        tokenizer_memory(card, latent),
     ]
+    if card.has_diffusion_decoder:
+        decoder = denoise_memory(card.network, latent, plan=plan, num_branches=card.num_branches)
+        stages += [replace(decoder, name="diffusion_decoder"), tokenizer_memory(card, latent)]
     if guardrails:
         stages.append(video_guard_memory(latent))
     return tuple(stages)

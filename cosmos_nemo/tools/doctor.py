@@ -29,6 +29,7 @@ from cosmos_nemo.memory import (
     peak,
     published_offloads,
     stage_memory,
+    token_parameters,
 )
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ def _is_released(card: ModelCard) -> bool:
 
 
 def _is_small(card: ModelCard) -> bool:
+    if card.tokens is not None and not card.has_diffusion_decoder:
+        return token_parameters(card.tokens.network) <= _CPU_PARAMETERS
     return network_parameters(card.network) <= _CPU_PARAMETERS
 
 
@@ -413,9 +416,12 @@ def _parts(card: ModelCard) -> "dict[str, HubFiles]":
     from cosmos_nemo.checkpoint import locate
 
     sources = card.sources
-    parts = {"network": locate.weights_of(card), "tokenizer": locate.tokenizer_of(card)}
+    parts = {"network": locate.weights_of(card)}
+    if sources.tokenizer:
+        parts["tokenizer"] = locate.tokenizer_of(card)
     if card.tokens is not None:
         parts["discrete_tokenizer"] = locate.discrete_tokenizer_of(card)
+    if card.has_diffusion_decoder:
         parts["diffusion_decoder"] = locate.diffusion_decoder_of(card)
     if sources.text_encoder:
         parts["text_encoder"] = locate.text_encoder_of(card)

@@ -18,6 +18,9 @@ def run(args: argparse.Namespace) -> int:
         frames = f"{video.num_frames} frames of {video.width} x {video.height} at {video.fps} fps"
         if card.task is Task.TEXT2IMAGE:
             frames = f"an image of {video.width} x {video.height}"
-        print(f"  {frames}; {card.sampler}, {card.num_steps} steps, guidance {card.guidance:g}")
+        how = f"{card.sampler}, {card.num_steps} steps, guidance {card.guidance:g}"
+        if card.tokens is not None and not card.has_diffusion_decoder:
+            how = f"temperature {card.tokens.temperature:g}, top-p {card.tokens.top_p:g}"
+        print(f"  {frames}; {how}")
         print(f"  {card.sources.weights}/{card.sources.weights_folder}".rstrip("/"))
     return 0

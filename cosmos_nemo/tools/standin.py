@@ -102,7 +102,8 @@ def standin_card(card: ModelCard) -> ModelCard:
     Layers, heads and widths shrink by fixed factors, so that models of different size still differ.
     """
     network = card.network
-    if network.hidden_size <= _NANO_WIDTH:
+    width = network.hidden_size if card.tokens is None else card.tokens.network.hidden_size
+    if width <= _NANO_WIDTH:
         return card
     if card.tokens is not None:
         return _small_tokens(card, card.tokens)
@@ -201,16 +202,15 @@ def _write_parts(card: ModelCard, root: Path, *, seed: int, layout: str) -> None
         write_tokenizer = functools.partial(write_released_tokenizer, small.tokenizer, layout=layout_of_it)
     parts: list[tuple[HubFiles, Callable[..., object]]] = [
         (weights_of(card), functools.partial(_write_network, small, card)),
-        (tokenizer_of(card), write_tokenizer),
     ]
+    if card.sources.tokenizer:
+        parts.append((tokenizer_of(card), write_tokenizer))
     if small.tokens is not None:
-        parts += [
-            (
-                discrete_tokenizer_of(card),
-                functools.partial(write_released_discrete_tokenizer, small.tokens.tokenizer),
-            ),
-            (diffusion_decoder_of(card), functools.partial(write_diffusion_decoder, small.network)),
-        ]
+        write_discrete = functools.partial(write_released_discrete_tokenizer, small.tokens.tokenizer)
+        parts.append((discrete_tokenizer_of(card), write_discrete))
+    if card.has_diffusion_decoder:
+        write_decoder = functools.partial(write_diffusion_decoder, small.network)
+        parts.append((diffusion_decoder_of(card), write_decoder))
     if card.sources.text_encoder:
         write_t5 = functools.partial(write_text_encoder, text_dim=small.network.text_dim)
         parts.append((text_encoder_of(card), write_t5))

@@ -20,7 +20,7 @@ from tests.parallel import launcher
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "inference/base.py"
-SMALL, LARGE = "Cosmos-Predict1-4B", "Cosmos-Predict1-12B"
+SMALL, LARGE, NANO = "Cosmos-Predict1-4B", "Cosmos-Predict1-12B", "Cosmos-Nano-Autoregressive"
 CLIP = "assets/autoregressive/input.mp4"
 ONE = ["--input_image_or_video_path", CLIP, "--disable_guardrail"]
 QUICK = ["--num_steps", "2"]
@@ -249,6 +249,27 @@ def test_without_the_decoder_its_files_are_not_needed(run_here: Run, here: Path,
     ended = run_here(*ONE, "--disable_diffusion_decoder", "--video_save_name", "v.npy")
     assert ended.returncode == 0, ended.stderr
     assert set(_manifest(here / "outputs/v.npy")["stages"]) == {"discrete_tokenizer", "token_generation"}
+
+
+def test_a_nano_model_makes_its_video_without_a_decoder_in_its_folder(
+    run_here: Run, here: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    from cosmos_nemo.catalog import find_card
+    from cosmos_nemo.tools.standin import write_standin
+
+    folder = tmp_path_factory.mktemp("nano") / "checkpoints"
+    write_standin([find_card(NANO)], folder, seed=0, layout="folder")
+    model = ["--checkpoint_dir", str(folder), "--ar_model_dir", NANO]
+    frames = ["--input_image_or_video_path", CLIP, "--video_save_name", "nano.npy"]
+    ended = run_here(*model, *frames)
+    assert ended.returncode == 0, ended.stderr
+    video = numpy.load(here / "outputs/nano.npy")
+    assert video.shape == (FRAMES, 128, 128, 3) and len(numpy.unique(video)) > 10
+    ended = run_here(*model, *frames, "--num_steps", "3")
+    assert ended.returncode == 2 and f"{NANO} comes without a diffusion decoder" in ended.stderr
+    ended = run_here(*model, *frames, "--dry_run")
+    assert ended.returncode == 0 and "frames by the discrete tokenizer" in ended.stdout
+    assert "diffusion decoder" not in ended.stdout
 
 
 def test_a_missing_text_of_the_decoder_is_said_before_a_weight_is_read(

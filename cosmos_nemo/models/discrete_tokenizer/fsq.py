@@ -75,8 +75,12 @@ def _place_values(levels: Sequence[int]) -> list[int]:
 
 
 def _per_channel(values: Sequence[int], like: Tensor) -> Tensor:
-    """int64, shaped to meet axis 1 of `like`."""
-    return torch.tensor(values, device=like.device).view(-1, *(1,) * (like.ndim - 2))
+    """int64, shaped to meet axis 1 of `like`.
+
+    Written on the device: a copy from the host's memory cannot be recorded in a CUDA graph.
+    """
+    filled = [torch.full((), value, device=like.device, dtype=torch.int64) for value in values]
+    return torch.stack(filled).view(-1, *(1,) * (like.ndim - 2))
 
 
 def _check_ids(ids: Tensor, count: int) -> None:

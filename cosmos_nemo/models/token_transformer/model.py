@@ -185,9 +185,16 @@ class TokenTransformer(MegatronModule):
     def forward(self, tokens_BS: Tensor, *, text: Text | None = None) -> Tensor:
         """Logits [B, S, V] of what follows each of the tokens that a video begins with; ids are int64."""
         self._check(tokens_BS, text)
+        return self.predict(tokens_BS, self.positions(tokens_BS.shape[1]), text=text)
+
+    def predict(self, tokens_BS: Tensor, positions: Positions, *, text: Text | None = None) -> Tensor:
+        """`forward` without its checks, and so without waiting for the device: for training.
+
+        positions: those of the S tokens.
+        """
         hidden = self._run(
             tokens_BS,
-            positions=self.positions(tokens_BS.shape[1]),
+            positions=positions,
             text=text,
             attend=lambda layer, q, k, v: attend_causally(q, k, v),
         )

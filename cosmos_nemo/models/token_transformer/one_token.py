@@ -1,7 +1,7 @@
 """Reading one token of each video on a GPU, with what lies between matrix products in few kernels.
 
-The same arithmetic as `TokenLayer.forward` after `KeyValueCache.write` (layers.py, cache.py), which serves the
-CPU, GPUs without Triton and models that attend to text. Legend: B batch, D width.
+The same arithmetic as `TokenLayer.forward` (layers.py) and the cache's `write`, which serve the CPU, GPUs
+without Triton and models that attend to text. Legend: B batch, D width.
 """
 
 import importlib.util
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from cosmos_nemo.catalog import TokenShape
 from cosmos_nemo.models.token_transformer.cache import KeyValueCache
 from cosmos_nemo.models.token_transformer.layers import TokenLayer
-
 
 VECTOR = False
 

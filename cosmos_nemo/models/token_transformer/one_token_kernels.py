@@ -20,7 +20,9 @@ _MIN_ROWS = 16
 """Of a matrix product on tensor cores."""
 
 
-def add_and_norm(x_BD: Tensor, delta_BD: Tensor | None, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def add_and_norm(
+    x_BD: Tensor, delta_BD: Tensor | None, weight_D: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
     """x + delta, and its RMSNorm; both [B, D] in x's dtype. Without a delta the first is x itself."""
     batch, width = x_BD.shape
     total = x_BD if delta_BD is None else torch.empty_like(x_BD)
@@ -110,7 +112,7 @@ def silu_and_multiply(both_BF: Tensor) -> Tensor:
 
 
 def multiply_vector(x_1I: Tensor, weight_OI: Tensor) -> Tensor:
-    """x times the transposed weight, [1, O], summed in float32: reads the weight at the memory's full speed."""
+    """x times the transposed weight, [1, O], summed in float32; reads the weight once."""
     outputs, inputs = weight_OI.shape
     out = torch.empty(1, outputs, dtype=x_1I.dtype, device=x_1I.device)
     _multiply_vector[(triton.cdiv(outputs, _VECTOR_ROWS),)](
@@ -256,6 +258,8 @@ def _multiply_vector(
         inside = columns < INPUTS
         values = tl.load(x + columns, mask=inside, other=0.0).to(tl.float32)
         mask = is_row[:, None] & inside[None, :]
-        matrix = tl.load(weight + lines + columns[None, :], mask=mask, other=0.0, eviction_policy="evict_first")
+        matrix = tl.load(
+            weight + lines + columns[None, :], mask=mask, other=0.0, eviction_policy="evict_first"
+        )
         products += matrix.to(tl.float32) * values[None, :]
     tl.store(out + rows, tl.sum(products, 1).to(out.dtype.element_ty), mask=is_row)

@@ -13,6 +13,8 @@ class Recipe:
     tokenizer_batch: int
     wan_tokenizer_steps: int
     wan_tokenizer_batch: int
+    discrete_tokenizer_steps: int
+    discrete_tokenizer_batch: int
     text_steps: int
     text_batch: int
     statistics_clips: int
@@ -20,11 +22,14 @@ class Recipe:
     num_clips: int
     """Clips that a network is trained on; likewise the next, of Predict2."""
     predict2_clips: int
+    token_clips: int
+    """Whose tokens the autoregressive network is trained on."""
     base: TrainingSettings
     subject: TrainingSettings
     video2world: TrainingSettings
     interpolator: TrainingSettings
     predict2: TrainingSettings
+    autoregressive: TrainingSettings
     save_every: int
 
 
@@ -47,11 +52,14 @@ RECIPE = Recipe(
     tokenizer_batch=16,
     wan_tokenizer_steps=4000,
     wan_tokenizer_batch=4,
+    discrete_tokenizer_steps=6000,
+    discrete_tokenizer_batch=16,
     text_steps=2000,
     text_batch=64,
     statistics_clips=1024,
     num_clips=32768,
     predict2_clips=16384,
+    token_clips=65536,
     base=_BASE,
     subject=TrainingSettings(
         num_steps=600,
@@ -69,9 +77,20 @@ RECIPE = Recipe(
     interpolator=replace(_BASE, num_steps=7000, learning_rate=5e-4, warmup_steps=250, text_dropout=0.25),
     # Twice the latent frames, and latents of twice the deviation that the others' are scaled to.
     predict2=replace(_BASE, num_steps=6000, global_batch_size=128, micro_batch_size=128, log_sigma_mean=1.4),
+    # The warm-up is a part of the steps, as for the tokenizers.
+    autoregressive=TrainingSettings(
+        num_steps=6000,
+        global_batch_size=128,
+        micro_batch_size=128,
+        learning_rate=1.5e-3,
+        weight_decay=0.05,
+        adam_betas=(0.9, 0.98),
+        average_decay=0.998,
+        recompute="off",
+    ),
     save_every=2500,
 )
-"""Of the shipped files: minutes each on one H200."""
+"""The shipped files, and those of the autoregressive model, not shipped yet: minutes each on one H200."""
 
 
 def fraction_of(recipe: Recipe, fraction: float) -> Recipe:
@@ -92,15 +111,19 @@ def fraction_of(recipe: Recipe, fraction: float) -> Recipe:
         tokenizer_batch=part(recipe.tokenizer_batch),
         wan_tokenizer_steps=part(recipe.wan_tokenizer_steps),
         wan_tokenizer_batch=part(recipe.wan_tokenizer_batch),
+        discrete_tokenizer_steps=part(recipe.discrete_tokenizer_steps),
+        discrete_tokenizer_batch=part(recipe.discrete_tokenizer_batch),
         text_steps=part(recipe.text_steps),
         text_batch=part(recipe.text_batch),
         statistics_clips=part(recipe.statistics_clips),
         num_clips=part(recipe.num_clips),
         predict2_clips=part(recipe.predict2_clips),
+        token_clips=part(recipe.token_clips),
         base=shorter(recipe.base),
         subject=shorter(recipe.subject),
         video2world=shorter(recipe.video2world),
         interpolator=shorter(recipe.interpolator),
         predict2=shorter(recipe.predict2),
+        autoregressive=shorter(recipe.autoregressive),
         save_every=recipe.save_every,
     )

@@ -32,6 +32,14 @@ class TokenizerStateError(RequestError):
     """A saved state that is damaged, or does not belong to the training that was asked for."""
 
 
+class TrainingStopped(Exception):
+    """The time was up. The state was written, and the same call goes on there."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+
+
 def latent_noise(sizes_BCTHW: Sequence[int], *, dice: torch.Generator) -> Tensor:
     """Noise for a latent in its channels' standard deviations, of another level in each clip."""
     device = dice.device
@@ -96,6 +104,21 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     return (x.mT if is_tall else x).to(matrices.dtype)
 
 
+OptimizersOf = Callable[[Mapping[str, Tensor], float], tuple[torch.optim.Optimizer, ...]]
+
+
+def orthogonal_and_adam(
+    parameters: Mapping[str, Tensor], learning_rate: float
+) -> tuple[torch.optim.Optimizer, ...]:
+    """For convolutions: their matrices, and the rest at a part of the learning rate."""
+    matrices = [values for values in parameters.values() if is_matrix(values)]
+    rest = [values for values in parameters.values() if not is_matrix(values)]
+    return (
+        Orthogonal(matrices, lr=learning_rate),
+        torch.optim.Adam(rest, lr=_REST_RATE * learning_rate, betas=_BETAS, fused=rest[0].is_cuda),
+    )
+
+
 class Training:
     """A network, its running average and optimisers, and the number of finished steps."""
 
@@ -108,11 +131,14 @@ class Training:
         learning_rate: float,
         num_steps: int,
         uses_graphs: bool,
+        optimizers_of: "OptimizersOf | None" = None,
+        average_decay: float = _AVERAGE,
     ) -> None:
         """objective: the loss of `network`, of which it is made, on the `inputs` of a step.
 
         learning_rate: of the convolutions' matrices. uses_graphs: the loss and its gradients are recorded as
-        CUDA graphs, for networks whose kernels take longer to launch than to run.
+        CUDA graphs, for networks whose kernels take longer to launch than to run. optimizers_of: of all
+        parameters by their names, at this learning rate; None is `orthogonal_and_adam`.
         """
         self.network, self.inputs, self.num_steps, self.step = network, inputs, num_steps, 0
         self._objective, self._uses_graphs = objective, uses_graphs
@@ -120,15 +146,9 @@ class Training:
         self._recorded_for: list[torch.Size] = []
         network.requires_grad_(True)
         self.average = {name: values.detach().clone() for name, values in network.named_parameters()}
-        parameters = list(network.parameters())
-        self.optimizers = (
-            Orthogonal([values for values in parameters if _is_matrix(values)], lr=learning_rate),
-            torch.optim.Adam(
-                [values for values in parameters if not _is_matrix(values)],
-                lr=_REST_RATE * learning_rate,
-                betas=_BETAS,
-                fused=parameters[0].is_cuda,
-            ),
+        self._average_decay = average_decay
+        self.optimizers = (optimizers_of or orthogonal_and_adam)(
+            dict(network.named_parameters()), learning_rate
         )
         self.schedules = [
             torch.optim.lr_scheduler.LambdaLR(each, self._relative_rate) for each in self.optimizers
@@ -168,7 +188,7 @@ class Training:
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        keep = min(_AVERAGE, self.step / (self.step + 9))
+        keep = min(self._average_decay, self.step / (self.step + 9))
         parameters = [values.detach() for values in self.network.parameters()]
         torch._foreach_lerp_(list(self.average.values()), parameters, 1 - keep)
 
@@ -201,12 +221,14 @@ def run(
     state_path: Path | None,
     save_every_s: float,
     on_step: OnStep,
+    wants_to_stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """The steps that are left.
 
     state_path: a file that is written every `save_every_s` seconds and at the end, and continued from if it
     is there; the result is that of an unbroken run. TokenizerStateError if it is damaged, or belongs to a
-    training with other `settings`.
+    training with other `settings`. TrainingStopped after a step that is not the last, if `wants_to_stop`
+    then says so.
     """
     if state_path is not None and state_path.is_file():
         device = next(training.network.parameters()).device
@@ -215,10 +237,51 @@ def run(
     with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False):
         for step, loss in _steps(training):
             is_last = step == training.num_steps
-            if state_path is not None and (is_last or time.monotonic() - saved_at > save_every_s):
+            stops = not is_last and wants_to_stop()
+            is_due = is_last or stops or time.monotonic() - saved_at > save_every_s
+            if state_path is not None and is_due:
                 _write_state(state_path, {"settings": dict(settings), **training.save()})
                 saved_at = time.monotonic()
             on_step(step, loss)
+            if stops:
+                raise TrainingStopped(step)
+
+
+def trained_average(
+    begin: Callable[..., Training],
+    shape: object,
+    *,
+    seed: int,
+    num_steps: int,
+    batch_size: int,
+    device: torch.device,
+    learning_rate: float,
+    state_path: Path | None,
+    save_every_s: float,
+    on_step: OnStep,
+    wants_to_stop: Callable[[], bool],
+    **options: Any,
+) -> dict[str, Tensor]:
+    """The averaged weights of the tokenizer training that `begin` makes of `shape` and the numbers.
+
+    The options are for `begin` alone: they do not change the result. The rest is as `run` has it.
+    """
+    numbers: dict[str, Any] = {
+        "seed": seed,
+        "num_steps": num_steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+    }
+    training = begin(shape, **numbers, device=device, **options)
+    run(
+        training,
+        settings={"shape": repr(shape), **numbers},
+        state_path=state_path,
+        save_every_s=save_every_s,
+        on_step=on_step,
+        wants_to_stop=wants_to_stop,
+    )
+    return training.average
 
 
 def _steps(training: Training) -> Iterator[tuple[int, float]]:
@@ -256,7 +319,8 @@ def _read_state(path: Path, *, settings: Mapping[str, Any], device: torch.device
     return state
 
 
-def _is_matrix(values: Tensor) -> bool:
+def is_matrix(values: Tensor) -> bool:
+    """Whether it is the matrix of a linear map, and no gain, offset or scale."""
     return values.ndim > 1 and values[0].numel() > 1
 
 

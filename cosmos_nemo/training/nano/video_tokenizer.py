@@ -1,22 +1,15 @@
 """Training of a small video tokenizer on clips of the nano world, and of more than the world holds.
 
-The network is trained on Haar patches: diffusers' patchers are left out, and one orthogonal matrix does what
-they do, much faster.
-
-Letters: B clips, C channels, T H W frames, rows, columns (of the clip or of the patches), P the 64 pixels
-of a patch or its 64 sub-bands.
+Letters: B clips, C channels, T H W frames, rows, columns.
 """
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from cosmos_nemo.catalog import TokenizerShape
 from cosmos_nemo.checkpoint.writer.video_tokenizer import (
@@ -25,14 +18,14 @@ from cosmos_nemo.checkpoint.writer.video_tokenizer import (
 )
 from cosmos_nemo.models.video_tokenizer.encoding import encode
 from cosmos_nemo.models.video_tokenizer.model import VideoTokenizer, build_autoencoder
-from cosmos_nemo.training.nano.tokenizer_clips import object_mask, training_clips, world_and_robots
+from cosmos_nemo.training.nano.patches import blocks_and_weight, patch_training
+from cosmos_nemo.training.nano.tokenizer_clips import training_clips, world_and_robots
 from cosmos_nemo.training.nano.tokenizer_training import (
     OnStep,
     Training,
     fill,
     latent_noise,
-    reconstruction_loss,
-    run,
+    trained_average,
     with_noise,
 )
 
@@ -41,7 +34,6 @@ if TYPE_CHECKING:
 
 _LEARNING_RATE = 0.0075
 """Of the convolutions' matrices."""
-_OBJECT_WEIGHT = 8.0
 _STATISTICS_BATCH = 16
 
 
@@ -82,30 +74,28 @@ def train_video_tokenizer(
     state_path: Path | None = None,
     save_every_s: float = 60.0,
     on_step: OnStep = lambda step, loss: None,
+    wants_to_stop: Callable[[], bool] = lambda: False,
 ) -> TrainedTokenizer:
     """A tokenizer trained from nothing; bfloat16 arithmetic on a GPU, float32 elsewhere.
 
     state_path: a file that is written every `save_every_s` seconds and at the end, and continued from if it
     is there; the result is that of an unbroken run. TokenizerStateError if it is damaged, or belongs to
-    another training.
+    another training. TrainingStopped if `wants_to_stop` says so before the end.
     """
-    settings = {
-        "shape": repr(shape),
-        "seed": seed,
-        "num_steps": num_steps,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-    }
-    training = _training(
+    average = trained_average(
+        _training,
         shape,
         seed=seed,
-        learning_rate=learning_rate,
         num_steps=num_steps,
         batch_size=batch_size,
         device=device,
+        learning_rate=learning_rate,
+        state_path=state_path,
+        save_every_s=save_every_s,
+        on_step=on_step,
+        wants_to_stop=wants_to_stop,
     )
-    run(training, settings=settings, state_path=state_path, save_every_s=save_every_s, on_step=on_step)
-    return _finished(training.average, shape=shape, seed=seed, num_clips=statistics_clips, device=device)
+    return _finished(average, shape=shape, seed=seed, num_clips=statistics_clips, device=device)
 
 
 def write_video_tokenizer(
@@ -125,26 +115,6 @@ def write_video_tokenizer(
     )
 
 
-class _Objective(nn.Module):
-    """The loss of a network that maps patches to patches."""
-
-    def __init__(self, network: "AutoencoderKLCosmos", basis_PP: Tensor) -> None:
-        super().__init__()
-        self.network: AutoencoderKLCosmos = network
-        self.basis_PP = basis_PP
-
-    def forward(self, blocks_BTHWCP: Tensor, weight_BTHWCP: Tensor, noise_BCTHW: Tensor) -> Tensor:
-        """noise: in standard deviations of the latent's channels."""
-        is_cuda = blocks_BTHWCP.is_cuda
-        # A cast that is kept would be a tensor outside the CUDA graph.
-        with torch.autocast(blocks_BTHWCP.device.type, torch.bfloat16, enabled=is_cuda, cache_enabled=False):
-            latent = self.network.encode(_to_patches(blocks_BTHWCP, self.basis_PP)).latent_dist.mode()
-            patches = self.network.decode(with_noise(latent, noise_BCTHW)).sample
-        with torch.autocast(blocks_BTHWCP.device.type, enabled=False):
-            blocks = _from_patches(patches.float(), self.basis_PP)
-            return reconstruction_loss(blocks, blocks_BTHWCP, weight=weight_BTHWCP, latent=latent)
-
-
 def _training(
     shape: TokenizerShape,
     *,
@@ -155,83 +125,26 @@ def _training(
     device: torch.device,
 ) -> Training:
     """The training at its beginning. Clips and noise depend on seed and step alone."""
-    network = build_autoencoder(shape, device=device, dtype=torch.float32)
-    fill(network, _initial_weights(network, seed=seed))
-    objective = _Objective(network, _haar_basis(network))
-    # The basis does the patchers' work.
-    network.encoder.patch_embed = nn.Identity()
-    network.decoder.unpatch_embed = nn.Identity()
-    return Training(
-        network,
-        objective,
+    return patch_training(
+        build_autoencoder(shape, device=device, dtype=torch.float32),
+        with_noise,
         lambda step: _inputs(shape, batch_size, seed=(seed * 1_000_003 + step) * 4, device=device),
+        seed=seed,
         learning_rate=learning_rate,
         num_steps=num_steps,
-        uses_graphs=device.type == "cuda",
     )
 
 
 def _inputs(
     shape: TokenizerShape, batch_size: int, *, seed: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `_Objective` takes."""
+    """What PatchObjective takes, and the noise."""
     video = training_clips(batch_size, seed=seed, device=device)
     frames = 1 + (video.shape[2] - 1) // shape.temporal_compression
     rows, columns = (size // shape.spatial_compression for size in video.shape[3:])
     sizes = (batch_size, shape.latent_channels, frames, rows, columns)
     noise = latent_noise(sizes, dice=torch.Generator(device).manual_seed(seed))
-    return _blocks(video).contiguous(), _loss_weight(video), noise
-
-
-def _initial_weights(network: nn.Module, *, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Variance-keeping convolutions; what is added to a shortcut starts small, and so does the video."""
-    dice = torch.Generator().manual_seed(seed)
-    for name, parameter in network.named_parameters():
-        if name.endswith(".bias"):
-            yield name, torch.zeros(parameter.shape)
-        elif name.endswith("norm.weight"):
-            yield name, torch.ones(parameter.shape)
-        else:
-            is_added = ".conv2.conv_t." in name or ".to_out." in name or "samplers.0.conv" in name
-            is_small = (is_added and ".conv3." not in name) or name.startswith("decoder.conv_out.conv_t.")
-            gain = 0.1 if is_small else 1.0
-            scale = gain / math.sqrt(math.prod(parameter.shape[1:]))
-            yield name, scale * torch.randn(parameter.shape, generator=dice)
-
-
-@torch.no_grad()
-def _haar_basis(autoencoder: "AutoencoderKLCosmos") -> Tensor:
-    """Sub-bands of each pixel [pixel, sub-band], as diffusers' patcher orders them (spec 6.1).
-
-    Its rows are orthogonal and of length 1/8: the inverse is 64 times the transpose.
-    """
-    size = autoencoder.config.patch_size
-    impulses_PTHW = torch.eye(size**3).unflatten(1, (size, size, size))
-    # The patcher repeats a clip's first frame: the pixels of interest follow it.
-    clips = F.pad(impulses_PTHW, (0, 0, 0, 0, 1, 0)).unsqueeze(1)
-    device = autoencoder.encoder.patch_embed.wavelets.device
-    return autoencoder.encoder.patch_embed(clips.to(device))[:, :, 1, 0, 0]
-
-
-def _blocks(video_BCTHW: Tensor) -> Tensor:
-    """The pixels of each patch [B, T, H, W, C, P], the first frame of the clip four times."""
-    padded = torch.cat((video_BCTHW[:, :, :1].expand(-1, -1, 3, -1, -1), video_BCTHW), dim=2)
-    return rearrange(padded, "b c (t i) (h j) (w k) -> b t h w c (i j k)", i=4, j=4, k=4)
-
-
-def _loss_weight(video_BCTHW: Tensor) -> Tensor:
-    """Weights of the pixels as `_blocks` has them; none for the three copies of the first frame."""
-    weight = _blocks(1 + _OBJECT_WEIGHT * object_mask(video_BCTHW))
-    weight[:, 0, ..., :48] = 0
-    return weight
-
-
-def _to_patches(blocks_BTHWCP: Tensor, basis_PP: Tensor) -> Tensor:
-    return rearrange(blocks_BTHWCP @ basis_PP, "b t h w c p -> b (p c) t h w")
-
-
-def _from_patches(patches_BCTHW: Tensor, basis_PP: Tensor) -> Tensor:
-    return rearrange(patches_BCTHW, "b (p c) t h w -> b t h w c p", c=3) @ (64 * basis_PP.T)
+    return *blocks_and_weight(video), noise
 
 
 def _finished(

@@ -29,7 +29,7 @@ from cosmos_nemo.training.nano.tokenizer_training import (
     fill,
     latent_noise,
     reconstruction_loss,
-    run,
+    trained_average,
     with_noise,
 )
 from cosmos_nemo.training.nano.world import FRAME_SIZE, NUM_FRAMES
@@ -86,32 +86,30 @@ def train_wan_tokenizer(
     state_path: Path | None = None,
     save_every_s: float = 60.0,
     on_step: OnStep = lambda step, loss: None,
+    wants_to_stop: Callable[[], bool] = lambda: False,
 ) -> TrainedWanTokenizer:
     """A tokenizer trained from nothing; bfloat16 arithmetic on a GPU, float32 elsewhere.
 
     batch_size: whole clips, or four times as many crops. uses_graphs: whether CUDA graphs launch the kernels,
     None on any GPU. state_path: a file that is written every `save_every_s` seconds and at the end, and
     continued from if it is there; the result is that of an unbroken run. TokenizerStateError if it is
-    damaged, or belongs to another training.
+    damaged, or belongs to another training. TrainingStopped if `wants_to_stop` says so before the end.
     """
-    settings = {
-        "shape": repr(shape),
-        "seed": seed,
-        "num_steps": num_steps,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-    }
-    training = _training(
+    average = trained_average(
+        _training,
         shape,
         seed=seed,
-        learning_rate=learning_rate,
         num_steps=num_steps,
         batch_size=batch_size,
         device=device,
+        learning_rate=learning_rate,
+        state_path=state_path,
+        save_every_s=save_every_s,
+        on_step=on_step,
+        wants_to_stop=wants_to_stop,
         uses_graphs=device.type == "cuda" if uses_graphs is None else uses_graphs,
     )
-    run(training, settings=settings, state_path=state_path, save_every_s=save_every_s, on_step=on_step)
-    return _finished(training.average, shape=shape, seed=seed, num_clips=statistics_clips, device=device)
+    return _finished(average, shape=shape, seed=seed, num_clips=statistics_clips, device=device)
 
 
 def write_wan_tokenizer(

@@ -600,3 +600,8 @@ def test_a_refiner_that_no_download_brings_is_named_with_its_own_command(places:
     assert files.repository == "Qwen/Qwen2.5-VL-7B-Instruct" == files.assets_name
     assert upsampler_of(VARIANT, Path("elsewhere")).repository == "nvidia/Cosmos-Reason1-7B"
     assert "hf download Qwen/Qwen2.5-VL-7B-Instruct --local-dir" in _ways_out(files)
+
+
+def test_a_model_without_a_diffusion_decoder_needs_neither_it_nor_its_tokenizer() -> None:
+    names = [files.assets_name for files in downloads_of(CARDS["Cosmos-Nano-Autoregressive"])]
+    assert names == ["Cosmos-Nano-Autoregressive", "Cosmos-Nano-Tokenizer-DV8x16x16"]

@@ -10,6 +10,7 @@ from cosmos_nemo.request import AutoregressiveRequest, RequestError
 from tests.doors.commands import commands_of
 
 EXAMPLES = [command for command in commands_of("001") if command.title.startswith("example")]
+NANO = "Cosmos-Nano-Autoregressive"
 CLIP = ("--input_image_or_video_path", "clip.mp4")
 
 
@@ -99,6 +100,30 @@ def test_what_cannot_be_is_refused_with_a_sentence(
     with pytest.raises((RequestError, SystemExit)) as caught:
         parse_autoregressive(argv)
     assert says in str(caught.value) + capsys.readouterr().err
+
+
+def test_a_nano_model_makes_its_frames_without_a_diffusion_decoder() -> None:
+    asked = parse_autoregressive([*CLIP, "--model", NANO])
+    assert not asked.setup.decodes_by_diffusion
+    assert (asked.request.height, asked.request.width, asked.request.fps) == (128, 128, 24)
+    assert parse_autoregressive([*CLIP, "--model", NANO, "--disable_diffusion_decoder"]).setup == asked.setup
+    assert parse_autoregressive([*CLIP, "--model", NANO, "--offload", "all"]).setup.offload
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--num_steps", "20"),
+        ("--guidance", "0"),
+        ("--sampler", "RES"),
+        ("--diffusion_decoder_dir", "decoder"),
+        ("--tokenizer_dir", "tokenizer"),
+        ("--offload_diffusion_decoder",),
+    ],
+)
+def test_a_nano_model_refuses_flags_of_the_decoder_it_lacks(flags: tuple[str, ...]) -> None:
+    with pytest.raises(RequestError, match=f"{NANO} comes without a diffusion decoder, and {flags[0]} is"):
+        parse_autoregressive([*CLIP, "--model", NANO, *flags])
 
 
 def test_other_doors_send_the_model_here() -> None:

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from cosmos_nemo.catalog import CARDS, TokenShape
-from cosmos_nemo.memory import token_stages, token_work
+from cosmos_nemo.memory import stage_memory, token_stages, token_work
 from cosmos_nemo.plan import Plan
 from tests.token_network import TINY_TOKENS, FakeTokenNetwork
 
@@ -41,3 +43,14 @@ def test_videos_whose_tokens_are_drawn_together_take_more_of_the_transformer_alo
     )
     assert eight["token_generation"].work == pytest.approx(8 * one["token_generation"].work, rel=0.01)
     assert {name for name in one if one[name] != eight[name]} == {"token_generation"}
+
+
+def test_a_model_without_a_diffusion_decoder_needs_no_memory_for_it() -> None:
+    card = CARDS["Cosmos-Nano-Autoregressive"]
+    assert [stage.name for stage in stage_memory(card, guardrails=False, upsamples=False)] == [
+        "discrete_tokenizer",
+        "token_generation",
+    ]
+    with_decoder = replace(card, sources=replace(card.sources, diffusion_decoder="a/b"))
+    names = [stage.name for stage in stage_memory(with_decoder, guardrails=False, upsamples=False)]
+    assert names[2:] == ["diffusion_decoder", "tokenizer"]

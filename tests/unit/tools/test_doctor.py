@@ -232,6 +232,11 @@ def test_a_folder_that_cannot_be_read_counts_as_missing(
     assert look((NANO,), checkpoint_dir=None).missing[NANO.name] == ("network", "tokenizer", "text_encoder")
 
 
+def test_a_model_without_a_diffusion_decoder_lacks_none() -> None:
+    parts = doctor._parts(CARDS["Cosmos-Nano-Autoregressive"])
+    assert list(parts) == ["network", "discrete_tokenizer"]
+
+
 def test_the_disk_of_a_folder_that_does_not_exist_yet_is_told(tmp_path: Path) -> None:
     assert doctor._free_disk(tmp_path / "not/yet").endswith("GiB free")
 

@@ -19,3 +19,5 @@ def test_every_card_is_told_with_its_task_sizes_and_place(capsys: pytest.Capture
         assert card.sources.weights in after[2]
     interpolator = shown.partition("Cosmos-Predict1-7B-WorldInterpolator\n")[2].splitlines()
     assert interpolator[1] == "  10 frames of 1280 x 704 at 24 fps; RES, 35 steps, guidance -1"
+    tokens = shown.partition("Cosmos-Nano-Autoregressive\n")[2].splitlines()
+    assert tokens[1] == "  33 frames of 128 x 128 at 24 fps; temperature 1, top-p 0.8"

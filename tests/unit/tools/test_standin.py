@@ -410,3 +410,13 @@ def test_predict2_is_found_in_a_hugging_face_cache(name: str, tmp_path: Path) ->
     weights = locate(weights_of(card), embedded=tmp_path, cache_dir=tmp_path / "home" / "hub", download=False)
     assert weights is not None
     assert card_of(network_in(weights, card), card) == standin_card(card)
+
+
+def test_a_nano_model_without_a_diffusion_decoder_keeps_its_sizes_and_has_two_folders(tmp_path: Path) -> None:
+    card = CARDS["Cosmos-Nano-Autoregressive"]
+    assert standin_card(card) == card
+    assert run(card.name, tmp_path / "nano") == 0
+    assert {path.name for path in (tmp_path / "nano").iterdir() if path.is_dir()} == {
+        "Cosmos-Nano-Autoregressive",
+        "Cosmos-Nano-Tokenizer-DV8x16x16",
+    }

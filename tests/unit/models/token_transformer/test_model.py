@@ -342,3 +342,12 @@ def test_text_is_asked_for_by_a_model_that_attends_to_it_and_refused_by_another(
 def test_a_cache_of_no_videos_is_refused() -> None:
     with pytest.raises(TokenTransformerError, match="0 videos"):
         tiny_transformer(BASE).new_cache(0)
+
+
+# Training
+
+
+def test_without_checks_it_says_the_same() -> None:
+    network = tiny_transformer(BASE)
+    tokens = random_tokens(BASE, batch=2)[:, :7]
+    assert torch.equal(network.predict(tokens, network.positions(7)), network(tokens))

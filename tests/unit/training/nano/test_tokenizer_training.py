@@ -8,6 +8,7 @@ from cosmos_nemo.training.nano import tokenizer_training
 from cosmos_nemo.training.nano.tokenizer_training import (
     TokenizerStateError,
     Training,
+    TrainingStopped,
     latent_noise,
     orthogonalised,
     reconstruction_loss,
@@ -102,6 +103,39 @@ def test_an_interrupted_training_continues_to_the_same_weights(tmp_path: Path) -
     assert torch.equal(continued.network.weight, whole.network.weight)
     assert all(torch.equal(continued.average[name], values) for name, values in whole.average.items())
     assert [path.name for path in state.parent.iterdir()] == ["state.pt"]
+
+
+def test_a_training_whose_time_is_up_stops_after_a_step_and_goes_on_there(tmp_path: Path) -> None:
+    state, steps = tmp_path / "state.pt", list[int]()
+    with pytest.raises(TrainingStopped, match="after step 1") as stopped:
+        finished(state, wants_to_stop=lambda: True)
+    assert stopped.value.step == 1
+    last = finished(
+        state, wants_to_stop=lambda: len(steps) == 2, on_step=lambda step, loss: steps.append(step)
+    )
+    assert steps == [2, 3, 4], "the last step is not stopped after"
+    assert torch.equal(last.network.weight, finished().network.weight)
+
+
+def test_other_optimisers_and_another_average_can_be_asked_for() -> None:
+    network = Network()
+    it = Training(
+        network,
+        Objective(network),
+        inputs,
+        learning_rate=0.1,
+        num_steps=4,
+        uses_graphs=False,
+        optimizers_of=lambda parameters, rate: (torch.optim.SGD(list(parameters.values()), lr=rate),),
+        average_decay=0.0,
+    )
+    (gradient,) = torch.autograd.grad(Objective(network)(*inputs(0)), network.bias)
+    before = network.bias.detach().clone()
+    it.advance()
+    # Of the first of four steps half a cosine leaves everything, and the gradient is clipped.
+    step = before - network.bias
+    assert torch.nn.functional.cosine_similarity(step, gradient, dim=0) > 0.999
+    assert torch.equal(it.average["weight"], network.weight)
 
 
 def test_a_finished_training_takes_no_further_step(tmp_path: Path) -> None:

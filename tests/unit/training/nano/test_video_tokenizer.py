@@ -6,10 +6,9 @@ from torch import Tensor
 
 from cosmos_nemo.catalog import TokenizerShape
 from cosmos_nemo.models.video_tokenizer.encoding import encode
-from cosmos_nemo.models.video_tokenizer.model import build_autoencoder
 from cosmos_nemo.stages.tokenizer import Tokenizer
 from cosmos_nemo.training.nano import video_tokenizer
-from cosmos_nemo.training.nano.tokenizer_clips import object_mask, to_video
+from cosmos_nemo.training.nano.tokenizer_clips import to_video
 from cosmos_nemo.training.nano.tokenizer_training import TokenizerStateError
 from cosmos_nemo.training.nano.video_tokenizer import (
     TrainedTokenizer,
@@ -102,25 +101,6 @@ def test_the_statistics_of_an_image_are_those_of_a_first_frame(
     video = to_video(clip)
     torch.testing.assert_close(encode(autoencoder, video[:, :, :1]), encode(autoencoder, video)[:, :, :1])
     assert torch.equal(trained.image_mean_C, trained.mean_CT[:, 0])
-
-
-def test_the_basis_does_what_the_patchers_of_diffusers_do(clip: Tensor) -> None:
-    autoencoder = build_autoencoder(SHAPE, device="cpu", dtype=torch.float32)
-    basis_PP = video_tokenizer._haar_basis(autoencoder)
-    video = to_video(clip)
-    patches = video_tokenizer._to_patches(video_tokenizer._blocks(video), basis_PP)
-    torch.testing.assert_close(patches, autoencoder.encoder.patch_embed(video))
-    blocks = video_tokenizer._from_patches(patches, basis_PP)
-    torch.testing.assert_close(blocks, video_tokenizer._blocks(video), atol=1e-5, rtol=0)
-    torch.testing.assert_close(autoencoder.decoder.unpatch_embed(patches), video, atol=1e-5, rtol=0)
-
-
-def test_the_copies_of_the_first_frame_have_no_weight_and_objects_have_much(clip: Tensor) -> None:
-    weight = video_tokenizer._loss_weight(to_video(clip))
-    assert weight[:, 0, ..., :48].eq(0).all() and weight[:, 0, ..., 48:].gt(0).all()
-    mask = object_mask(to_video(clip))
-    assert 0.01 < mask.mean() < 0.3
-    assert weight[:, 1:].max() == 9 * weight[:, 1:].min()
 
 
 def test_a_few_steps_lower_the_loss() -> None:
