@@ -21,13 +21,15 @@ from cosmos_nemo.checkpoint.locate import (
 from cosmos_nemo.checkpoint.names import network_rules
 from cosmos_nemo.checkpoint.reader import open_checkpoint
 from cosmos_nemo.tools.standin import standin_card
-from tests.nano_table import quality
+from tests.nano_table import quality, quality_of_a_process
 
 NOT_MADE_YET = "Cosmos-Nano-Autoregressive"
 """Of which nothing is here, not even the tokenizer."""
 NANO = [card for card in CARDS.values() if card.name.startswith("Cosmos-Nano-") and card.name != NOT_MADE_YET]
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path for path in EMBEDDED.rglob("*") if path.is_file())
+_EIGHT = ("--num_seen", "8", "--num_unseen", "0", "--num_steps", "8")
+"""A quarter of the steps, which are enough to tell right from wrong: 35 of them take half a minute."""
 
 
 def test_together_they_are_under_50_megabytes() -> None:
@@ -71,8 +73,11 @@ def test_an_installed_package_holds_every_file(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_sixteen_prompts_become_what_they_say(tmp_path: Path) -> None:
-    """The full table is in docs/nano.md; a network or sampler that is broken falls far below this."""
-    shown = quality(tmp_path, "--num_seen", "12", "--num_unseen", "4")
+    """The full table is in docs/nano.md; a network or sampler that is broken falls far below this.
+
+    With half of its steps; held-out combinations begin to suffer below that.
+    """
+    shown = quality_of_a_process(tmp_path, "--num_seen", "12", "--num_unseen", "4", "--num_steps", "18")
     for combination in ("trained", "held out"):
         row = shown["rows"][combination]
         assert row["ground"] == 100
@@ -83,18 +88,18 @@ def test_sixteen_prompts_become_what_they_say(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def right(tmp_path_factory: pytest.TempPathFactory) -> float:
     """Percent of eight videos that are right in everything when no mistake is made."""
-    shown = quality(tmp_path_factory.mktemp("right"), "--num_seen", "8", "--num_unseen", "0")
+    shown = quality(tmp_path_factory.mktemp("right"), *_EIGHT)
     return shown["rows"]["trained"]["all"]
 
 
 @pytest.mark.slow
 def test_no_robot_is_seen_before_one_was_learnt(tmp_path: Path) -> None:
-    shown = quality(tmp_path, "--subject", "--num_subject", "6")
+    shown = quality(tmp_path, "--subject", "--num_subject", "6", "--num_steps", "12")
     assert shown["rows"]["subject"]["figure"] == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mistake", ["guidance_sign", "rope_axes", "text_shift", "sigmas_reversed"])
 def test_a_deliberate_mistake_shows_in_the_table(tmp_path: Path, right: float, mistake: str) -> None:
-    shown = quality(tmp_path, "--num_seen", "8", "--num_unseen", "0", "--mistake", mistake)
+    shown = quality(tmp_path, *_EIGHT, "--mistake", mistake)
     assert shown["rows"]["trained"]["all"] <= right - 40

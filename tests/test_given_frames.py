@@ -8,6 +8,7 @@ import numpy
 import pytest
 import torch
 
+from benchmarks import nano_interpolator, nano_video2world
 from benchmarks.nano_judge import centres
 from cosmos_nemo.training.nano.world import Scene, draw_clips
 from tests.nano_table import quality
@@ -15,9 +16,25 @@ from tests.nano_table import quality
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 VIDEO2WORLD, INTERPOLATOR = "Cosmos-Nano-Video2World", "Cosmos-Nano-WorldInterpolator"
-_FEW_STARTS = ("--num_seen", "8", "--num_unseen", "0", "--num_turned", "3")
-_PREDICT2 = ("--model", "Cosmos-Nano-Predict2-Video2World", "--num_steps", "12", *_FEW_STARTS)
-"""A third of the steps: 35 of them take a minute."""
+_QUICK = ("--num_steps", "8")
+"""A quarter of the steps, which are enough to tell right from wrong: 35 of them take a minute."""
+_FEW_STARTS = ("--num_seen", "6", "--num_unseen", "0", "--num_turned", "3", *_QUICK)
+"""None of the six bounces, which is judged apart."""
+_PREDICT2 = ("--model", "Cosmos-Nano-Predict2-Video2World", *_FEW_STARTS)
+_FOR_MISTAKE = ("--num_seen", "8", "--num_turned", "0")
+"""With more starts, as two or three of them can come out right all the same."""
+
+
+@pytest.fixture(autouse=True)
+def _the_tokenizer_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here reads the row "tokenizer alone", which takes half of the time: its clips are as drawn."""
+    for script in (nano_video2world, nano_interpolator):
+        judged = script.judged
+        monkeypatch.setattr(
+            script,
+            "through_tokenizer",
+            lambda _, clips, judged=judged: [judged(clip, clip.clip_THWC) for clip in clips],
+        )
 
 
 def test_videos_go_on_from_their_frames_as_their_prompts_say(tmp_path: Path) -> None:
@@ -42,7 +59,7 @@ def test_videos_of_predict2_go_on_from_their_frames_as_their_prompts_say(tmp_pat
 
 
 def test_a_deliberate_mistake_of_predict2_shows(tmp_path: Path) -> None:
-    rows = quality(tmp_path, *_PREDICT2, "--mistake", "guidance_sign")["rows"]
+    rows = quality(tmp_path, *_PREDICT2, *_FOR_MISTAKE, "--mistake", "guidance_sign")["rows"]
     assert max(rows[name]["all"] for name in ("trained, 1 frame", "trained, 5 frames")) <= 50
 
 
@@ -54,6 +71,7 @@ def test_the_object_keeps_its_way_where_two_chunks_meet(tmp_path: Path) -> None:
     command += ["--diffusion_transformer_dir", VIDEO2WORLD, "--disable_prompt_upsampler"]
     command += ["--disable_guardrail", "--prompt", "A red ball moves up on a gray background."]
     command += ["--input_image_or_video_path", str(tmp_path / "ball.npy"), "--num_video_frames", "57"]
+    command += ["--num_steps", "12"]
     command += ["--video_save_folder", str(tmp_path), "--video_save_name", "made.npy"]
     subprocess.run(command, check=True, capture_output=True)
     rows_T = centres(numpy.load(tmp_path / "made.npy"))[:, 0]
@@ -64,13 +82,13 @@ def test_the_object_keeps_its_way_where_two_chunks_meet(tmp_path: Path) -> None:
 
 
 def test_interpolated_frames_lie_between_their_neighbours(tmp_path: Path) -> None:
-    row = quality(tmp_path, "--model", INTERPOLATOR, "--num_clips", "10")["rows"]["interpolated"]
+    row = quality(tmp_path, "--model", INTERPOLATOR, "--num_clips", "10", *_QUICK)["rows"]["interpolated"]
     assert row["largest error"] < 2
     assert row["monotone"] == row["colour"] == row["shape"] == 100
 
 
 @pytest.mark.parametrize("mistake", ["given_shifted", "last_wrong"])
 def test_a_deliberate_mistake_of_the_interpolator_shows(tmp_path: Path, mistake: str) -> None:
-    flags = ["--model", INTERPOLATOR, "--num_clips", "10", "--mistake", mistake]
+    flags = ["--model", INTERPOLATOR, "--num_clips", "10", *_QUICK, "--mistake", mistake]
     row = quality(tmp_path, *flags)["rows"]["interpolated"]
     assert row["under 2 px"] <= 40 and row["largest error"] > 8
