@@ -159,7 +159,8 @@ def test_a_token_read_by_the_kernels_is_read_as_by_the_layers(
     caches = {fuses: network.new_cache(batch) for fuses in (True, False)}
     for cache in caches.values():
         network.prefill(tokens[:, :PROMPT], cache)
-    limit = 1e-5 if dtype == torch.float32 else 1e-2
+    # Transformer Engine multiplies float32 in TF32, for eight videos at least.
+    limit = 3e-2 if dtype == torch.bfloat16 else 1e-3 if backend == "te" else 1e-5
     for place in range(PROMPT, PROMPT + 80):
         logits = {}
         for fuses, cache in caches.items():
@@ -175,6 +176,20 @@ def test_a_token_read_by_the_kernels_is_read_as_by_the_layers(
         fused, plain = (getattr(caches[fuses], name) for fuses in (True, False))
         assert relative(fused.float(), plain.float()) < limit
         assert not fused[:, PROMPT + 80 :].any()
+
+
+def test_the_products_of_one_video_are_those_of_linears_and_the_activation() -> None:
+    from cosmos_nemo.models.token_transformer.one_token_kernels import multiply_and_gate, multiply_vector
+
+    generator = torch.Generator("cuda").manual_seed(0)
+    for inputs in (96, 2048, 4096, 5120, 14336):
+        x = torch.randn(1, inputs, device="cuda", generator=generator).bfloat16()
+        weight = torch.randn(2 * 1027, inputs, device="cuda", generator=generator).bfloat16() / inputs**0.5
+        exact = x.double() @ weight.double().T
+        assert relative(multiply_vector(x, weight).double(), exact) < 5e-3
+        gate, value = exact.chunk(2, dim=-1)
+        gated = torch.nn.functional.silu(gate) * value
+        assert relative(multiply_and_gate(x, weight).double(), gated) < 1e-2
 
 
 @pytest.mark.parametrize("batch", [1, 8])

@@ -233,16 +233,18 @@ class TokenTransformer(MegatronModule):
         """
         self._check_step(tokens_B1, cache, position=position, bucket=bucket, text=text)
         if self.fuses_steps:
-            hidden = read_token(
+            logits_BV = read_token(
                 self.embedding(tokens_B1)[0],
                 self.decoder,
                 self.decoder.final_layernorm,
+                self.output_layer,
                 cache,
                 position=position,
                 bucket=bucket,
                 eps=self.shape.norm_eps,
+                ranks=self.tp.size(),
             )
-            return self._of_vocabulary(hidden[None])[0]
+            return self._whole(logits_BV[None])[0]
         bias_L = torch.zeros(bucket, device=self.device)
         bias_L.masked_fill_(cache.places[:bucket] > position, -torch.inf)
 
@@ -270,11 +272,12 @@ class TokenTransformer(MegatronModule):
 
     def _logits(self, hidden_SBD: Tensor) -> Tensor:
         """[S, B, V] float32."""
-        return self._of_vocabulary(self.decoder.final_layernorm(hidden_SBD))
+        logits, _ = self.output_layer(self.decoder.final_layernorm(hidden_SBD))
+        return self._whole(logits)
 
-    def _of_vocabulary(self, normed_SBD: Tensor) -> Tensor:
-        logits, _ = self.output_layer(normed_SBD)
-        whole_VSB = gather_tokens(logits.permute(2, 0, 1), self.tp, self.shape.vocab_size)
+    def _whole(self, logits_SBV: Tensor) -> Tensor:
+        """Of all ranks' rows of the vocabulary, float32."""
+        whole_VSB = gather_tokens(logits_SBV.permute(2, 0, 1), self.tp, self.shape.vocab_size)
         return whole_VSB.permute(1, 2, 0).float().contiguous()
 
     def _check(self, tokens_BS: Tensor, text: Text | None, cache: KeyValueCache | None = None) -> None:

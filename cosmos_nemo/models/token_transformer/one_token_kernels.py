@@ -8,13 +8,15 @@ Legend: B batch, D width, N query heads, M key heads, G = N / M, K head width, L
 F channels of the MLP, I inputs and O outputs of a product.
 """
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-_PROGRAMS = 528
-"""Of the attention: four for each multiprocessor of an H100."""
+_PROGRAMS = 512
+"""Of the attention: about four for each multiprocessor of an H100, and a power of two."""
 _BLOCK_KEYS = 64
 _MIN_ROWS = 16
 """Of a matrix product on tensor cores."""
@@ -75,13 +77,12 @@ def attend_to_places(q_BNK: Tensor, k_LBMK: Tensor, v_LBMK: Tensor, position: Te
     """
     _, batch, heads, width = k_LBMK.shape
     group = q_BNK.shape[1] // heads
-    blocks = triton.cdiv(places, _BLOCK_KEYS)
-    chunk = _BLOCK_KEYS * triton.cdiv(blocks * batch * heads, _PROGRAMS)
+    most_parts = triton.cdiv(_PROGRAMS, batch * heads)
+    chunk = _BLOCK_KEYS * triton.cdiv(triton.cdiv(places, _BLOCK_KEYS), most_parts)
     parts = triton.cdiv(places, chunk)
     rows = batch * heads * group
-    new = {"dtype": torch.float32, "device": q_BNK.device}
-    sums, maxima = torch.empty(parts, rows, width, **new), torch.empty(parts, rows, **new)
-    totals = torch.empty(parts, rows, **new)
+    new = partial(torch.empty, dtype=torch.float32, device=q_BNK.device)
+    sums, maxima, totals = new(parts, rows, width), new(parts, rows), new(parts, rows)
     _attend_to_part[(parts, batch * heads)](
         *(q_BNK, k_LBMK, v_LBMK, position, sums, maxima, totals, width**-0.5, chunk),
         SAMPLES_AND_HEADS=batch * heads,
@@ -95,7 +96,7 @@ def attend_to_places(q_BNK: Tensor, k_LBMK: Tensor, v_LBMK: Tensor, position: Te
     _put_together[(rows,)](
         *(sums, maxima, totals, out, parts),
         NUM_ROWS=rows,
-        PARTS=triton.next_power_of_2(parts),
+        PARTS=triton.next_power_of_2(most_parts),
         WIDTH=width,
         num_warps=4,
     )
@@ -112,21 +113,34 @@ def silu_and_multiply(both_BF: Tensor) -> Tensor:
 
 
 def multiply_vector(x_1I: Tensor, weight_OI: Tensor) -> Tensor:
-    """x times the transposed weight, [1, O], summed in float32; reads the weight once."""
+    """x times the transposed weight, [1, O], summed in float32; faster than cuBLAS for one row."""
     outputs, inputs = weight_OI.shape
     out = torch.empty(1, outputs, dtype=x_1I.dtype, device=x_1I.device)
-    _multiply_vector[(triton.cdiv(outputs, _VECTOR_ROWS),)](
-        *(x_1I, weight_OI, out),
-        OUTPUTS=outputs,
-        INPUTS=inputs,
-        ROWS=_VECTOR_ROWS,
-        BLOCK=min(_VECTOR_BLOCK, triton.next_power_of_2(inputs)),
-        num_warps=_VECTOR_WARPS,
+    rows, block, warps = _tiling(inputs)
+    _multiply_vector[(triton.cdiv(outputs, rows),)](
+        *(x_1I, weight_OI, out), OUTPUTS=outputs, INPUTS=inputs, ROWS=rows, BLOCK=block, num_warps=warps
     )
     return out
 
 
-_VECTOR_ROWS, _VECTOR_BLOCK, _VECTOR_WARPS = 4, 1024, 4
+def multiply_and_gate(x_1I: Tensor, weight_OI: Tensor) -> Tensor:
+    """silu_and_multiply(multiply_vector(x, weight)), [1, O / 2], at once."""
+    outputs, inputs = weight_OI.shape[0] // 2, weight_OI.shape[1]
+    out = torch.empty(1, outputs, dtype=x_1I.dtype, device=x_1I.device)
+    rows, block, warps = _tiling(inputs)
+    _multiply_and_gate[(triton.cdiv(outputs, rows),)](
+        *(x_1I, weight_OI, out), OUTPUTS=outputs, INPUTS=inputs, ROWS=rows, BLOCK=block, num_warps=warps
+    )
+    return out
+
+
+def _tiling(inputs: int) -> tuple[int, int, int]:
+    """Rows and columns of the weight that a program has at a time, and its warps: the fastest of 13 on an
+    H200, at the released models' sizes (docs/performance.md)."""
+    for rows, block, warps in ((1, 4096, 8), (2, 2048, 4)):
+        if inputs % block == 0:
+            return rows, block, warps
+    return 1, min(1024, triton.next_power_of_2(inputs)), 4
 
 
 @triton.jit
@@ -216,7 +230,7 @@ def _attend_to_part(
     tl.store(totals + target, total, mask=is_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def _put_together(
     sums, maxima, totals, out, parts, NUM_ROWS: tl.constexpr, PARTS: tl.constexpr, WIDTH: tl.constexpr
 ):
@@ -246,20 +260,36 @@ def _silu_and_multiply(both, out, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _multiply_vector(
-    x, weight, out,
-    OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    x, weight, out, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    is_row = rows < OUTPUTS
+    sums = _product_of_rows(x, weight, rows, rows < OUTPUTS, INPUTS, ROWS, BLOCK)
+    tl.store(out + rows, sums.to(out.dtype.element_ty), mask=rows < OUTPUTS)
+
+
+@triton.jit
+def _multiply_and_gate(
+    x, weight, out, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = rows < OUTPUTS
+    dtype = out.dtype.element_ty
+    gate = _product_of_rows(x, weight, rows, inside, INPUTS, ROWS, BLOCK).to(dtype).to(tl.float32)
+    value = _product_of_rows(x, weight, OUTPUTS + rows, inside, INPUTS, ROWS, BLOCK).to(dtype)
+    opened = (gate / (1.0 + tl.exp(-gate))).to(dtype)
+    tl.store(out + rows, opened * value, mask=inside)
+
+
+@triton.jit
+def _product_of_rows(x, weight, rows, inside, INPUTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     lines = rows.to(tl.int64)[:, None] * INPUTS
     products = tl.zeros([ROWS, BLOCK], tl.float32)
     for start in range(0, INPUTS, BLOCK):
         columns = start + tl.arange(0, BLOCK)
-        inside = columns < INPUTS
-        values = tl.load(x + columns, mask=inside, other=0.0).to(tl.float32)
-        mask = is_row[:, None] & inside[None, :]
-        matrix = tl.load(
-            weight + lines + columns[None, :], mask=mask, other=0.0, eviction_policy="evict_first"
-        )
-        products += matrix.to(tl.float32) * values[None, :]
-    tl.store(out + rows, tl.sum(products, 1).to(out.dtype.element_ty), mask=is_row)
+        is_input = columns < INPUTS
+        vector = tl.load(x + columns, mask=is_input, other=0.0).to(tl.float32)
+        mask = inside[:, None] & is_input[None, :]
+        places = weight + lines + columns[None, :]
+        matrix = tl.load(places, mask=mask, other=0.0, eviction_policy="evict_first")
+        products += matrix.to(tl.float32) * vector[None, :]
+    return tl.sum(products, 1)

@@ -17,10 +17,9 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from cosmos_nemo.models.common.fused import norm_and_modulate, norm_and_rotate, norm_heads
 from cosmos_nemo.models.common.linears import column, row
-from cosmos_nemo.models.common.rope import apply_rope
 
 NORM_EPSILON = 1e-6
 """Of every norm. NeMo's own Cosmos code ran with 1e-5 by accident (spec/nemo-cosmos1.md 0.10)."""
@@ -97,8 +96,8 @@ class SelfAttention(MegatronModule):
     def forward(self, hidden_sBD: Tensor, rope: Rope, num_tokens: int) -> Tensor:
         qkv, _ = self.linear_qkv(hidden_sBD)
         q, k, v = rearrange(qkv, "s b (n three k) -> three s b n k", n=self.num_heads, three=3)
-        q = apply_rope(self.q_layernorm(q), rope.cos, rope.sin)
-        k = apply_rope(self.k_layernorm(k), rope.cos, rope.sin)
+        q = norm_and_rotate(q, self.q_layernorm, rope.cos, rope.sin, eps=NORM_EPSILON)
+        k = norm_and_rotate(k, self.k_layernorm, rope.cos, rope.sin, eps=NORM_EPSILON)
         out = self.core_attention(q, k, v, num_tokens)
         return self.linear_proj(rearrange(out, "s b n k -> s b (n k)"))[0]
 
@@ -135,7 +134,8 @@ class CrossAttention(MegatronModule):
 
     def forward(self, hidden_sBD: Tensor, text: KeyValue) -> Tensor:
         q, _ = self.linear_q(hidden_sBD)
-        q = self.q_layernorm(rearrange(q, "s b (n k) -> s b n k", n=self.num_heads))
+        q = rearrange(q, "s b (n k) -> s b n k", n=self.num_heads)
+        q = norm_heads(q, self.q_layernorm, eps=NORM_EPSILON)
         out = self.core_attention(q, text.k, text.v, q.shape[0])
         return self.linear_proj(rearrange(out, "s b n k -> s b (n k)"))[0]
 
@@ -230,8 +230,9 @@ class DiTLayer(MegatronModule):
 
 def modulate(hidden_sBD: Tensor, by: Modulation, runs: Sequence[int] | None = None) -> Tensor:
     """norm(x) * (1 + scale) + shift, with a LayerNorm that has no parameters."""
-    normed = F.layer_norm(hidden_sBD, hidden_sBD.shape[-1:], eps=NORM_EPSILON)
-    return _in_runs(lambda by, x: torch.addcmul(by.shift, x, 1 + by.scale), by, runs, normed)
+    return _in_runs(
+        lambda by, x: norm_and_modulate(x, by.shift, by.scale, eps=NORM_EPSILON), by, runs, hidden_sBD
+    )
 
 
 def _add(hidden_sBD: Tensor, change_sBD: Tensor, by: Modulation, runs: Sequence[int] | None) -> Tensor:

@@ -1,0 +1,87 @@
+"""Triton kernels of fused.py. Imported only where Triton is."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_HEADS_A_PROGRAM = 16
+
+
+def norm_and_rotate(
+    x_SBNK: Tensor, weight_K: Tensor, cos_sin_S11K: tuple[Tensor, Tensor] | None, eps: float
+) -> Tensor:
+    """K is a power of two and lies together in memory. Not rotated without cosines and sines."""
+    _, batch, heads, width = x_SBNK.shape
+    out = torch.empty(x_SBNK.shape, dtype=x_SBNK.dtype, device=x_SBNK.device)
+    rows = out.numel() // width
+    _norm_and_rotate[(triton.cdiv(rows, _HEADS_A_PROGRAM),)](
+        *(x_SBNK, weight_K, *(cos_sin_S11K or (x_SBNK, x_SBNK)), out, eps, rows),
+        *x_SBNK.stride()[:3],
+        BATCH=batch,
+        HEADS=heads,
+        WIDTH=width,
+        ROWS=_HEADS_A_PROGRAM,
+        ROTATES=cos_sin_S11K is not None,
+        num_warps=4,
+    )
+    return out
+
+
+def norm_and_modulate(x_SBD: Tensor, shift_BD: Tensor, factor_BD: Tensor, eps: float) -> Tensor:
+    """x is contiguous; factor is 1 + scale."""
+    length, batch, width = x_SBD.shape
+    out = torch.empty_like(x_SBD)
+    _norm_and_modulate[(length, batch)](
+        *(x_SBD, *(by.expand(batch, width).contiguous() for by in (shift_BD, factor_BD)), out, eps),
+        BATCH=batch,
+        WIDTH=width,
+        BLOCK=triton.next_power_of_2(width),
+        num_warps=4 if width <= 4096 else 8,
+    )
+    return out
+
+
+@triton.jit
+def _norm_and_rotate(
+    x, weight, cos, sin, out, eps, num_rows, stride_s, stride_b, stride_n,
+    BATCH: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ROTATES: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = (rows < num_rows)[:, None]
+    token, sample, head = rows // (BATCH * HEADS), rows // HEADS % BATCH, rows % HEADS
+    source = x + (token * stride_s + sample * stride_b + head * stride_n)[:, None]
+    columns = tl.arange(0, WIDTH)
+    value = tl.load(source + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+    factor = tl.rsqrt(tl.sum(value * value, 1) / WIDTH + eps)[:, None]
+    dtype = out.dtype.element_ty
+    normed = (value * factor * tl.load(weight + columns).to(tl.float32)[None, :]).to(dtype)
+    if ROTATES:
+        partners = (columns + WIDTH // 2) % WIDTH
+        partner = tl.load(source + partners[None, :], mask=inside, other=0.0).to(tl.float32)
+        other = (partner * factor * tl.load(weight + partners).to(tl.float32)[None, :]).to(dtype)
+        angles = token[:, None] * WIDTH + columns[None, :]
+        cosines = tl.load(cos + angles, mask=inside, other=0.0)
+        sines = tl.load(sin + angles, mask=inside, other=0.0)
+        sign = tl.where(columns < WIDTH // 2, -1.0, 1.0)[None, :]
+        normed = (normed.to(tl.float32) * cosines + sign * other.to(tl.float32) * sines).to(dtype)
+    tl.store(out + rows[:, None] * WIDTH + columns[None, :], normed, mask=inside)
+
+
+@triton.jit
+def _norm_and_modulate(
+    x, shift, factor, out, eps, BATCH: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+):
+    token, sample = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    line = (token * BATCH + sample) * WIDTH + columns
+    value = tl.load(x + line, mask=inside, other=0.0).to(tl.float32)
+    mean = tl.sum(value, 0) / WIDTH
+    centred = tl.where(inside, value - mean, 0.0)
+    normed = centred * tl.rsqrt(tl.sum(centred * centred, 0) / WIDTH + eps)
+    dtype = out.dtype.element_ty
+    by = sample * WIDTH + columns
+    moved = tl.load(shift + by, mask=inside, other=0.0).to(tl.float32)
+    scaled = normed.to(dtype).to(tl.float32) * tl.load(factor + by, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + line, (moved + scaled).to(dtype), mask=inside)

@@ -1,0 +1,50 @@
+"""The kernels of models/common/fused.py beside the operations that they stand for."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from cosmos_nemo.models.common.attention import TorchRMSNorm
+from cosmos_nemo.models.common.fused import has_triton, norm_and_modulate, norm_and_rotate, norm_heads
+
+pytestmark = pytest.mark.gpu
+S, B, N, K = 37, 2, 5, 64
+
+
+def relative(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact.double()).norm() / exact.double().norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("part", [0, 1])
+def test_heads_are_normed_and_rotated_as_by_operations(dtype: torch.dtype, part: int) -> None:
+    assert has_triton()
+    generator = torch.Generator("cuda").manual_seed(0)
+    norm = TorchRMSNorm(hidden_size=K, eps=1e-6, dtype=dtype).to("cuda")
+    torch.nn.init.normal_(norm.weight, generator=generator)
+    qkv = torch.randn(S, B, N, 3, K, device="cuda", generator=generator).to(dtype)
+    x = qkv.permute(3, 0, 1, 2, 4)[part]
+    angles = torch.randn(S, 1, 1, K // 2, device="cuda", generator=generator).repeat(1, 1, 1, 2)
+    with torch.no_grad():
+        exact = norm_and_rotate(x, norm, angles.cos(), angles.sin(), eps=1e-6)
+        normed = norm_heads(x, norm, eps=1e-6)
+    with torch.inference_mode():
+        assert relative(norm_heads(x, norm, eps=1e-6), normed) < (1e-6 if dtype == torch.float32 else 3e-3)
+        found = norm_and_rotate(x, norm, angles.cos(), angles.sin(), eps=1e-6)
+    assert found.is_contiguous() and found.dtype == dtype
+    assert relative(found, exact) < (1e-6 if dtype == torch.float32 else 3e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [96, 2048, 4096, 5120])
+def test_tokens_are_normed_and_modulated_as_by_operations(dtype: torch.dtype, width: int) -> None:
+    generator = torch.Generator("cuda").manual_seed(0)
+    x = (3 + torch.randn(S, B, width, device="cuda", generator=generator)).to(dtype)
+    shift, scale = torch.randn(2, B, width, device="cuda", generator=generator).to(dtype)
+    with torch.no_grad():
+        exact = norm_and_modulate(x, shift, scale, eps=1e-6)
+        one = norm_and_modulate(x, shift[:1], scale[:1], eps=1e-6)
+    with torch.inference_mode():
+        found = norm_and_modulate(x, shift, scale, eps=1e-6)
+        assert relative(norm_and_modulate(x, shift[:1], scale[:1], eps=1e-6), one) < 3e-3
+    assert relative(found, exact) < (1e-6 if dtype == torch.float32 else 3e-3)

@@ -1,0 +1,102 @@
+"""Run with TRITON_INTERPRET=1: `python -m tests.interpreted_kernels heads`, or modulation, or tokens.
+
+The interpreter knows no bfloat16: float16 stands in for what rounds.
+"""
+
+import sys
+
+import torch
+from torch import Tensor
+
+from cosmos_nemo.catalog import TokenShape
+from cosmos_nemo.models.common import fused, fused_kernels
+from cosmos_nemo.models.common.attention import TorchRMSNorm
+from cosmos_nemo.models.common.backend import torch_backend
+from cosmos_nemo.models.token_transformer.model import build_token_transformer
+from cosmos_nemo.parallel.groups import start_alone
+from tests.tiny_tokens import random_tokens, random_weights
+
+DTYPES = {torch.float32: 1e-6, torch.float16: 2e-3}
+SHAPE = TokenShape(
+    num_layers=2,
+    hidden_size=64,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=32,
+    ffn_hidden_size=48,
+    vocab_size=64,
+    latent_THW=(3, 8, 8),
+)
+
+
+def check_heads() -> None:
+    for dtype, limit in DTYPES.items():
+        parts = torch.randn(10, 2, 3, 3, 32).to(dtype).permute(3, 0, 1, 2, 4)
+        norm = TorchRMSNorm(hidden_size=32, eps=1e-6, dtype=dtype)
+        torch.nn.init.normal_(norm.weight)
+        angles = torch.randn(10, 1, 1, 16).repeat(1, 1, 1, 2)
+        turns = angles.cos(), angles.sin()
+        weight = norm.weight.detach()
+        for x in parts:
+            assert_near(
+                fused_kernels.norm_and_rotate(x, weight, turns, 1e-6),
+                fused.norm_and_rotate(x, norm, *turns, eps=1e-6),
+                limit,
+            )
+            assert_near(
+                fused_kernels.norm_and_rotate(x, weight, None, 1e-6),
+                fused.norm_heads(x, norm, eps=1e-6),
+                limit,
+            )
+
+
+def check_modulation() -> None:
+    for dtype, limit in DTYPES.items():
+        x = torch.randn(7, 2, 48).to(dtype)
+        shift, scale = torch.randn(2, 2, 48).to(dtype)
+        found = fused_kernels.norm_and_modulate(x, shift, 1 + scale, 1e-6)
+        assert_near(found, fused.norm_and_modulate(x, shift, scale, eps=1e-6), limit)
+
+
+def check_tokens() -> None:
+    """One video takes the products of one_token_kernels.py, two take the linears."""
+    for dtype, limit in DTYPES.items():
+        for batch in (1, 2):
+            compare_tokens(SHAPE, dtype, limit, batch)
+
+
+def compare_tokens(shape: TokenShape, dtype: torch.dtype, limit: float, batch: int) -> None:
+    device = torch.device("cpu")
+    network = build_token_transformer(
+        shape,
+        backend=torch_backend(),
+        pg_collection=start_alone(device).collection,
+        device=device,
+        dtype=dtype,
+    )
+    weights = random_weights(shape)
+    for name, parameter in network.named_parameters():
+        parameter.copy_(weights[name])
+    tokens = random_tokens(shape, batch=batch)
+    caches = {fuses: network.new_cache(batch) for fuses in (True, False)}
+    for cache in caches.values():
+        network.prefill(tokens[:, :100], cache)
+    for place in (100, 101):
+        logits = {}
+        for fuses, cache in caches.items():
+            network.fuses_steps = fuses
+            token, position = tokens[:, place : place + 1], torch.tensor(place)
+            logits[fuses] = network.decode(token, cache, position=position, bucket=192)
+        assert_near(logits[True], logits[False], limit)
+    for part in ("k", "v"):
+        assert_near(*(getattr(caches[fuses], part) for fuses in (True, False)), limit)
+
+
+def assert_near(found: Tensor, exact: Tensor, limit: float) -> None:
+    error = float((found.double() - exact.double()).norm() / exact.double().norm())
+    assert found.dtype == exact.dtype and error < limit, error
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        {"heads": check_heads, "modulation": check_modulation, "tokens": check_tokens}[sys.argv[1]]()
