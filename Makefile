@@ -59,10 +59,10 @@ demo: setup
 	$(VENV)/bin/cosmos-nemo sheet $(DEMO_VIDEO) $(DEMO_VIDEO:.mp4=.png)
 	@echo "The video is $(DEMO_VIDEO), its frames are $(DEMO_VIDEO:.mp4=.png)"
 
-# The embedded models from nothing: 33 minutes and more on an H200. Stopped, it goes on with the same command.
+# The embedded models from nothing: 40 minutes and more on an H200. Stopped, it goes on with the same command.
 nano: setup
 	$(VENV)/bin/cosmos-nemo make-nano outputs/nano
-	@for model in Text2World Video2World WorldInterpolator Predict2-Video2World; do \
+	@for model in Text2World Video2World WorldInterpolator Predict2-Video2World Autoregressive; do \
 		echo "Judging Cosmos-Nano-$$model"; \
 		PYTHONPATH=. $(PYTHON_IN_VENV) benchmarks/nano_quality.py --model Cosmos-Nano-$$model \
 			--assets_dir outputs/nano/assets --require || exit 1; \

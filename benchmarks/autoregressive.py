@@ -95,7 +95,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = [name for name, card in CARDS.items() if card.tokens is not None]
+    names = [name for name, card in CARDS.items() if card.has_diffusion_decoder]
     parser.add_argument("assets", type=Path)
     parser.add_argument("--model", default=names[0], choices=names, metavar="MODEL")
     parser.add_argument("--runs", nargs="*", default=[], help='flags of base.py in quotes; "" for none')

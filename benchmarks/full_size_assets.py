@@ -98,12 +98,14 @@ def parts_of(card: ModelCard) -> dict[str, tuple[HubFiles, Write]]:
             "tokenizer": (tokenizer_of(card), write_tokenizer),
             "text_encoder": (text_encoder_of(card), write_t5),
         }
-    return {
+    parts: dict[str, tuple[HubFiles, Write]] = {
         "network": (weights_of(card), write_token_network),
-        "tokenizer": (tokenizer_of(card), write_tokenizer),
         "discrete_tokenizer": (discrete_tokenizer_of(card), write_discrete_tokenizer),
-        "diffusion_decoder": (diffusion_decoder_of(card), write_decoder),
     }
+    if card.has_diffusion_decoder:
+        parts["tokenizer"] = (tokenizer_of(card), write_tokenizer)
+        parts["diffusion_decoder"] = (diffusion_decoder_of(card), write_decoder)
+    return parts
 
 
 def write_part(part: str, card: ModelCard, assets: Path, device: torch.device) -> bool:

@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 
-from cosmos_nemo.catalog import CARDS, ModelCard, TokenModel, find_card, with_overrides
+from cosmos_nemo.catalog import CARDS, ModelCard, TokenModel, TokenShape, find_card, with_overrides
 from cosmos_nemo.checkpoint.autoregressive import MODELS
 from cosmos_nemo.checkpoint.card_file import read_card_file
 from cosmos_nemo.checkpoint.identity import Identity
@@ -58,11 +58,19 @@ def identify_tokens(checkpoint: Checkpoint, *, model: str | None = None) -> Iden
             "complete? With --model, what is missing is named"
         )
     size, _ = nearest_known(found)
-    base = token_cards()[MODELS[size]]
+    base = _of_just_these_sizes(found) or token_cards()[MODELS[size]]
     assert base.tokens is not None
     sizes = {name: getattr(found, name) for name in TOKEN_SIZES}
     tokens = replace(base.tokens, network=replace(base.tokens.network, **sizes))
     return Identity(card=with_overrides(replace(base, tokens=tokens), stated), base=base)
+
+
+def _of_just_these_sizes(found: TokenShape) -> ModelCard | None:
+    """The first such card; a released model before others that are like it."""
+    for card in token_cards().values():
+        if card.tokens is not None and same_token_sizes(card.tokens.network, found):
+            return card
+    return None
 
 
 def models_of_the_same_sizes(identity: Identity) -> list[str]:

@@ -172,7 +172,7 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--disable_diffusion_decoder",
         action="store_true",
-        help="make the frames with the tokenizer's own decoder: faster, and less sharp; a nano model's are",
+        help="make the frames with the tokenizer's own decoder, a nano model's only one: faster, less sharp",
     )
     group.add_argument("--num_steps", type=int, default=None, help="of the diffusion decoder; 15")
     group.add_argument(

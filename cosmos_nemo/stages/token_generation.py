@@ -118,7 +118,7 @@ class TokenGeneration(Stage):
             f"{frame}, row {row}, column {column}, from 0) are NaN or infinite in "
             f"{str(self.dtype).removeprefix('torch.')}. If a warning above names one of its tensors, or if "
             f"they were converted to a narrower type, the weights {self.checkpoint} are damaged: download or "
-            "convert them again. Otherwise try --backend torch."
+            "convert them again." + (" Otherwise try --backend torch." if self.backend.name == "te" else "")
         )
 
     def _build(self) -> nn.Module:

@@ -7,6 +7,7 @@ Legend: S tokens, B batch, N heads, K head width, D width.
 """
 
 import importlib.util
+import logging
 from functools import cache
 from typing import cast
 
@@ -16,10 +17,29 @@ from torch.nn import functional as F
 
 from cosmos_nemo.models.common.rope import apply_rope
 
+logger = logging.getLogger(__name__)
+
 
 @cache
 def has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    """Whether kernels can be compiled and run: that takes a C compiler too, and a GPU that Triton knows.
+
+    Tried once, on the current GPU, which must not be recording a graph.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        from cosmos_nemo.models.common import fused_kernels
+
+        fused_kernels.try_out()
+    except Exception as error:  # from a missing compiler to an unknown GPU: anything
+        logger.warning(
+            "Triton cannot run a kernel here (%s: %s): PyTorch's operations are used instead, slower",
+            type(error).__name__,
+            error,
+        )
+        return False
+    return True
 
 
 def is_power_of_two(width: int) -> bool:

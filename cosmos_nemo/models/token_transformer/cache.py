@@ -41,6 +41,11 @@ class KeyValueCache:
     def batch_size(self) -> int:
         return self.k.shape[2]
 
+    def clear(self) -> None:
+        """Zeros everywhere: a place that is not attended to must be finite all the same."""
+        self.k.zero_()
+        self.v.zero_()
+
     def fill(self, layer: int, k_SBMK: Tensor, v_SBMK: Tensor) -> None:
         """Writes the places 0 .. S - 1."""
         self.k[layer, : len(k_SBMK)].copy_(k_SBMK)

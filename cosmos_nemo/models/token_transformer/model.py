@@ -135,9 +135,7 @@ class TokenTransformer(MegatronModule):
     @property
     def fuses_steps(self) -> bool:
         """Whether `decode` runs the kernels of one_token.py; set it to False to compare."""
-        if self._fuses_steps is None:
-            self._fuses_steps = has_kernels(self.shape, self.device)
-        return self._fuses_steps
+        return has_kernels(self.shape, self.device) if self._fuses_steps is None else self._fuses_steps
 
     @fuses_steps.setter
     def fuses_steps(self, fuses: bool) -> None:
@@ -200,12 +198,14 @@ class TokenTransformer(MegatronModule):
         )
         return self._logits(hidden).transpose(0, 1)
 
+    @torch.no_grad()
     def prefill(self, tokens_BS: Tensor, cache: KeyValueCache, *, text: Text | None = None) -> Tensor:
         """Reads the tokens that a video begins with into places 0 .. S - 1; logits [B, V] of the next one.
 
         Attends to these tokens alone, whatever the size of the cache.
         """
         self._check(tokens_BS, text, cache)
+        cache.clear()
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             cache.fill(layer, k, v)
@@ -215,6 +215,7 @@ class TokenTransformer(MegatronModule):
         hidden = self._run(tokens_BS, positions=positions, text=text, attend=attend)
         return self._logits(hidden[-1:])[0]
 
+    @torch.no_grad()
     def decode(
         self,
         tokens_B1: Tensor,

@@ -89,7 +89,8 @@ def attend_to_places(q_BNK: Tensor, k_LBMK: Tensor, v_LBMK: Tensor, position: Te
         GROUP=group,
         ROWS=max(triton.next_power_of_2(group), _MIN_ROWS),
         WIDTH=width,
-        BLOCK=_BLOCK_KEYS,
+        # Of float32 fewer fit on the chip.
+        BLOCK=_BLOCK_KEYS if k_LBMK.element_size() <= 2 else _BLOCK_KEYS // 2,
         num_warps=4,
     )
     out = torch.empty_like(q_BNK)

@@ -52,7 +52,7 @@ RECIPE = Recipe(
     tokenizer_batch=16,
     wan_tokenizer_steps=4000,
     wan_tokenizer_batch=4,
-    discrete_tokenizer_steps=3500,
+    discrete_tokenizer_steps=6000,
     discrete_tokenizer_batch=16,
     text_steps=2000,
     text_batch=64,
@@ -79,7 +79,7 @@ RECIPE = Recipe(
     predict2=replace(_BASE, num_steps=6000, global_batch_size=128, micro_batch_size=128, log_sigma_mean=1.4),
     # The warm-up is a part of the steps, as for the tokenizers.
     autoregressive=TrainingSettings(
-        num_steps=3000,
+        num_steps=4500,
         global_batch_size=128,
         micro_batch_size=128,
         learning_rate=1.5e-3,

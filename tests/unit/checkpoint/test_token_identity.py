@@ -57,6 +57,14 @@ def test_other_sizes_differ_from_the_nearest_model_and_fit_none() -> None:
     assert models_of_the_same_sizes(identity) == []
 
 
+def test_a_nano_model_is_told_by_its_sizes_without_a_difference() -> None:
+    card = CARDS["Cosmos-Nano-Autoregressive"]
+    assert card.tokens is not None
+    identity = identify_tokens(headers(card.tokens.network))
+    assert identity.base == card and identity.overrides == {}
+    assert models_of_the_same_sizes(identity) == [card.name]
+
+
 def test_what_a_card_file_says_is_kept_though_no_tensor_tells_it(tmp_path: Path) -> None:
     write_card_file(tmp_path, {"tokens": {"network": {"latent_THW": [3, 2, 4]}}, "video": {"height": 32}})
     identity = identify_tokens(headers(BASE, path=tmp_path))

@@ -48,5 +48,6 @@ def test_on_one_rank_megatrons_are_plain_products(make: Any, part: str) -> None:
     config = transformer_config(BASE, backend=backend, pg_collection=groups.collection, dtype=torch.float32)
     linear = make(getattr(backend, part), 6, 4, config, groups.collection)
     assert [name for name, _ in linear.named_parameters()] == ["weight"]
+    torch.nn.init.normal_(linear.weight)  # as built it is whatever lay in memory
     inputs = torch.randn(2, 1, 6)
     torch.testing.assert_close(linear(inputs)[0], inputs @ linear.weight.T)

@@ -149,6 +149,35 @@ def test_a_cache_serves_one_video_after_another_and_its_memory_never_moves(netwo
     assert (cache.k.data_ptr(), cache.v.data_ptr()) == before
 
 
+def test_a_video_of_nan_spoils_none_after_it(network: TokenTransformer) -> None:
+    tokens, cache = random_tokens(network.shape)[:, :24], network.new_cache(1)
+    text = random_text(network) if network.shape.takes_text else None
+    exact = network(tokens, text=text)[:, -1]
+    for part in (cache.k, cache.v):
+        part.fill_(torch.nan)
+    network.prefill(tokens[:, :-1], cache, text=text)
+    found = network.decode(
+        tokens[:, -1:], cache, position=torch.tensor(23), bucket=cache.max_length, text=text
+    )
+    torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-4)
+
+
+def test_decoding_has_no_gradient_whatever_the_weights_want(network: TokenTransformer) -> None:
+    tokens, cache = random_tokens(network.shape)[:, :24], network.new_cache(1)
+    text = random_text(network) if network.shape.takes_text else None
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            logits = network.prefill(tokens[:, :-1], cache, text=text)
+            step = {"position": torch.tensor(23), "bucket": cache.max_length}
+            assert not logits.requires_grad
+            assert not network.decode(tokens[:, -1:], cache, text=text, **step).requires_grad
+    finally:
+        for parameter in network.parameters():
+            parameter.requires_grad_(False)
+
+
 def test_the_cache_holds_a_whole_video_in_the_networks_dtype() -> None:
     network = tiny_transformer(TEXT, dtype=torch.bfloat16)
     cache = network.new_cache(3)
