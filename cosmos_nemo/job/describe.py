@@ -176,6 +176,7 @@ def _memory(job: Job) -> list[str]:
         guardrails=job.has_guardrails,
         upsamples=setup.upsamples,
         text_encoder_itemsize=4 if setup.text_encoder_dtype == "float32" else 2,
+        batch_size=setup.batch_size if job.is_batch else 1,
     )
     parts = [f"{stage.name} {_gib(stage.weights)} + {_gib(stage.work)}" for stage in predicted.stages]
     names = OFFLOADABLE if job.card.tokens is None else OFFLOADABLE_OF_TOKENS

@@ -34,6 +34,7 @@ def predict(
     guardrails: bool = True,
     upsamples: bool = True,
     text_encoder_itemsize: int = BFLOAT16,
+    batch_size: int = 1,
 ) -> Prediction:
     """Peak and host memory; arguments as of `stage_memory`, `peak` and `host_bytes`."""
     stages = stage_memory(
@@ -46,6 +47,7 @@ def predict(
         guardrails=guardrails,
         upsamples=upsamples,
         text_encoder_itemsize=text_encoder_itemsize,
+        batch_size=batch_size,
     )
     return Prediction(
         stages,

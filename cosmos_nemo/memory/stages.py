@@ -21,16 +21,19 @@ def stage_memory(
     guardrails: bool = True,
     upsamples: bool = True,
     text_encoder_itemsize: int = BFLOAT16,
+    batch_size: int = 1,
 ) -> tuple[StageMemory, ...]:
     """The stages that run, in the order of their first use. Sizes that are None are the card's.
 
     num_frames: of the whole video; what is longer than the network makes at once is made in chunks.
     num_branches: network calls a step, 2 with guidance; None as with the card's guidance. guardrails,
     upsamples: whether they run, be they the card's or a person's own; guards are taken to be as large as the
-    released ones.
+    released ones. batch_size: videos whose tokens are drawn together.
     """
     if card.tokens is not None:
-        return token_stages(card, card.tokens, plan=plan or Plan(), guardrails=guardrails)
+        return token_stages(
+            card, card.tokens, plan=plan or Plan(), guardrails=guardrails, batch_size=batch_size
+        )
     height, width = height or card.video.height, width or card.video.width
     side = card.tokenizer.spatial_compression
     at_once = card.video.at_once(num_frames or card.video.num_frames)

@@ -45,3 +45,13 @@ def test_a_prediction_is_made_of_the_same_parts() -> None:
     assert found.stages == stage_memory(SMALL, **options)
     assert found.peak == peak(found.stages, offload=THREE, is_batch=True)
     assert found.host == host_bytes(found.stages, THREE, plan=plan)
+
+
+def test_videos_whose_tokens_are_drawn_together_are_counted() -> None:
+    card = CARDS["Cosmos-Predict1-12B"]
+    one, eight = (predict(card, batch_size=size) for size in (1, 8))
+    drawing = [{each.name: each for each in way.stages}["token_generation"].work for way in (one, eight)]
+    assert drawing[1] == pytest.approx(8 * drawing[0], rel=0.01) and drawing[0] > 2.0e9  # keys and values
+    # Alone, the decoder's frames take more than a cache; of eight videos the caches decide.
+    assert one.peak < eight.peak < one.peak + drawing[1]
+    assert predict(card) == one
