@@ -138,15 +138,16 @@ def one_run(
     command = [*launcher, str(DOOR), *door_flags(args), *places, *shared, *flags]
     cost = watched(command, ranks=ranks, cache=folder)
     row = row_of(video, model=args.model, run=run.strip(), cost=cost)
-    return {"kind": "video", **row, **work_of(row["stages"], find_card(args.model))}
+    return {"kind": "video", **row, **work_of(row, find_card(args.model))}
 
 
-def work_of(stages: dict[str, Any], card: ModelCard) -> dict[str, float]:
+def work_of(row: dict[str, Any], card: ModelCard) -> dict[str, float]:
     """Seconds without and of loading; tokens a second with the prompt and the graphs' captures included."""
     assert card.tokens is not None
+    stages = row["stages"]
     seconds = {name: costs["seconds"] - costs["load_seconds"] for name, costs in stages.items()}
-    shape, given = card.tokens.network, (NUM_GIVEN - 1) // card.tokens.tokenizer.temporal_compression + 1
-    frames, rows, columns = shape.latent_THW
+    given = (row["request"]["num_input_frames"] - 1) // card.tokens.tokenizer.temporal_compression + 1
+    frames, rows, columns = card.tokens.network.latent_THW
     return {
         "work_seconds": sum(seconds.values()),
         "load_seconds": sum(costs["load_seconds"] for costs in stages.values()),

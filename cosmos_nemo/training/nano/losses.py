@@ -1,5 +1,6 @@
 """losses.csv and loss.png of a training that tells its loss now and then."""
 
+import contextlib
 import csv
 import math
 from pathlib import Path
@@ -44,8 +45,12 @@ class Losses:
 
 
 def _read(path: Path) -> list[tuple[int, float]]:
+    """Without lines that a stopped process left half written: no curve is worth a training that ends."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))[1:]
-    return [(int(row[0]), float(row[1])) for row in rows if len(row) == 2]
+    found = []
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        for row in list(csv.reader(file))[1:]:
+            with contextlib.suppress(ValueError, IndexError):
+                found.append((int(row[0]), float(row[1])))
+    return found

@@ -33,3 +33,10 @@ def test_nothing_is_written_of_nothing(tmp_path: Path) -> None:
     with Losses(tmp_path / "log", title="a training"):
         pass
     assert not (tmp_path / "log").exists()
+
+
+def test_a_curve_that_was_half_written_is_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "losses.csv").write_bytes(b"step,loss\n1,5.0\n2,4\xff\n3\nthree,2.0\n\n4,")
+    with Losses(tmp_path, title="a training") as losses:
+        losses.add(21, 3.0)
+    assert rows(tmp_path) == ["step,loss", "1,5.0", "21,3.0"]
