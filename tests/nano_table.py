@@ -6,31 +6,25 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import nano_quality
-
 _ROOT = Path(__file__).parents[1]
 
 Table = dict[str, dict[str, dict[str, float]]]
 
 
 def quality(folder: Path, *flags: str) -> Table:
-    """The .json of benchmarks/nano_quality.py with these flags, on the CPU, made in this process."""
-    assert nano_quality.main([*flags, *_how(folder)]) == 0
-    return _table(folder)
+    """The .json of benchmarks/nano_quality.py with these flags, on the CPU, without "tokenizer alone"."""
+    return _made(folder, ["-m", "tests.nano_process", *flags])
 
 
-def quality_of_a_process(folder: Path, *flags: str) -> Table:
-    """The same, from a process of its own, as a person starts it."""
-    command = [sys.executable, "-W", "ignore", str(_ROOT / "benchmarks" / "nano_quality.py")]
+def quality_of_a_person(folder: Path, *flags: str) -> Table:
+    """The same, started as a person starts it, and whole."""
+    return _made(folder, [str(_ROOT / "benchmarks" / "nano_quality.py"), *flags])
+
+
+def _made(folder: Path, command: list[str]) -> Table:
+    path = folder / "table.json"
+    how = ["--batch_size", "8", "--device", "cpu", "--backend", "torch", "--json", str(path)]
     environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
-    subprocess.run([*command, *flags, *_how(folder)], env=environment, check=True, stdout=subprocess.DEVNULL)
-    return _table(folder)
-
-
-def _how(folder: Path) -> list[str]:
-    how = ["--batch_size", "8", "--device", "cpu", "--backend", "torch"]
-    return [*how, "--json", str(folder / "table.json")]
-
-
-def _table(folder: Path) -> Table:
-    return dict(json.loads((folder / "table.json").read_text()))
+    command = [sys.executable, "-W", "ignore", *command, *how]
+    subprocess.run(command, cwd=_ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    return dict(json.loads(path.read_text()))

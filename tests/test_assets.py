@@ -21,7 +21,7 @@ from cosmos_nemo.checkpoint.locate import (
 from cosmos_nemo.checkpoint.names import network_rules
 from cosmos_nemo.checkpoint.reader import open_checkpoint
 from cosmos_nemo.tools.standin import standin_card
-from tests.nano_table import quality, quality_of_a_process
+from tests.nano_table import quality, quality_of_a_person
 
 NOT_MADE_YET = "Cosmos-Nano-Autoregressive"
 """Of which nothing is here, not even the tokenizer."""
@@ -77,7 +77,7 @@ def test_sixteen_prompts_become_what_they_say(tmp_path: Path) -> None:
 
     With half of its steps; held-out combinations begin to suffer below that.
     """
-    shown = quality_of_a_process(tmp_path, "--num_seen", "12", "--num_unseen", "4", "--num_steps", "18")
+    shown = quality_of_a_person(tmp_path, "--num_seen", "12", "--num_unseen", "4", "--num_steps", "18")
     for combination in ("trained", "held out"):
         row = shown["rows"][combination]
         assert row["ground"] == 100

@@ -8,7 +8,6 @@ import numpy
 import pytest
 import torch
 
-from benchmarks import nano_interpolator, nano_video2world
 from benchmarks.nano_judge import centres
 from cosmos_nemo.training.nano.world import Scene, draw_clips
 from tests.nano_table import quality
@@ -23,18 +22,6 @@ _FEW_STARTS = ("--num_seen", "6", "--num_unseen", "0", "--num_turned", "3", *_QU
 _PREDICT2 = ("--model", "Cosmos-Nano-Predict2-Video2World", *_FEW_STARTS)
 _FOR_MISTAKE = ("--num_seen", "8", "--num_turned", "0")
 """With more starts, as two or three of them can come out right all the same."""
-
-
-@pytest.fixture(autouse=True)
-def _the_tokenizer_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here reads the row "tokenizer alone", which takes half of the time: its clips are as drawn."""
-    for script in (nano_video2world, nano_interpolator):
-        judged = script.judged
-        monkeypatch.setattr(
-            script,
-            "through_tokenizer",
-            lambda _, clips, judged=judged: [judged(clip, clip.clip_THWC) for clip in clips],
-        )
 
 
 def test_videos_go_on_from_their_frames_as_their_prompts_say(tmp_path: Path) -> None:
