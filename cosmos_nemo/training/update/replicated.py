@@ -30,7 +30,7 @@ class Replicated(Update):
         dtype = getattr(torch, settings.gradient_dtype)
         self.shards = [_whole(name, parameter) for name, parameter in network.named_parameters()]
         for shard in self.shards:
-            shard.parameter.register_post_accumulate_grad_hook(self._collector(shard.name, dtype))
+            shard.parameter.register_post_accumulate_grad_hook(_collector(self.gradients, shard.name, dtype))
         self.portions = [
             (
                 portion,
@@ -75,18 +75,6 @@ class Replicated(Update):
     def _adam_of(self, shard: Shard) -> torch.optim.AdamW:
         return next(adam for portion, adam in self.portions if shard in portion)
 
-    def _collector(self, name: str, dtype: torch.dtype) -> Callable[[Tensor], None]:
-        def collect(parameter: Tensor) -> None:
-            gradient = parameter.grad
-            parameter.grad = None
-            assert gradient is not None
-            if name in self.gradients:
-                self.gradients[name] += gradient
-            else:
-                self.gradients[name] = gradient.to(dtype)
-
-        return collect
-
     def _sum_over_ranks(self) -> None:
         everyone = self.groups.collection.dp_cp
         if everyone.size() > 1:
@@ -113,6 +101,25 @@ def _whole(name: str, parameter: nn.Parameter) -> Shard:
     flat = parameter.detach().flatten()
     master = flat.clone() if flat.dtype == torch.float32 else flat.float()
     return Shard(name, parameter, 0, parameter.numel(), master)
+
+
+def _collector(gradients: dict[str, Tensor], name: str, dtype: torch.dtype) -> Callable[[Tensor], None]:
+    """A parameter's hook, which moves its gradient to `gradients`.
+
+    It must not refer to the update: Python's garbage collector does not see a tensor's hooks, so that the
+    network, its gradients and the process groups would outlive the training.
+    """
+
+    def collect(parameter: Tensor) -> None:
+        gradient = parameter.grad
+        parameter.grad = None
+        assert gradient is not None
+        if name in gradients:
+            gradients[name] += gradient
+        else:
+            gradients[name] = gradient.to(dtype)
+
+    return collect
 
 
 def _groups_by_decay(shards: list[Shard], weight_decay: float) -> list[dict[str, Any]]:

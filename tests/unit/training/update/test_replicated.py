@@ -1,5 +1,7 @@
 """One rank's update against torch's own AdamW and clipping. Several ranks: tests/parallel."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -187,3 +189,14 @@ def test_a_gradient_that_is_no_number_is_reported() -> None:
     update = update_of(module)
     (loss_of(module, seed=0) * float("nan")).backward()
     assert not update.step(1e-3) < float("inf")
+
+
+def test_nothing_outlives_a_training() -> None:
+    """A tensor's hook that led back to the update kept network, gradients, sockets and threads for ever."""
+    module = network()
+    update = update_of(module)
+    module_gone, update_gone = weakref.ref(module), weakref.ref(update)
+    del module, update
+    gc.collect()
+    assert module_gone() is None
+    assert update_gone() is None
