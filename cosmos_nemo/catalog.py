@@ -24,9 +24,9 @@ class Task(Enum):
     WORLD_INTERPOLATOR = "world_interpolator"
     """Fills in frames between those of a video."""
     TEXT2IMAGE = "text2image"
+    """A video of a single frame, which is written as an image."""
     AUTOREGRESSIVE = "autoregressive"
     """Goes on from the first frames of a video, token by token."""
-    """A video of a single frame, which is written as an image."""
 
 
 class CatalogError(ValueError):

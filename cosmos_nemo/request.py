@@ -4,11 +4,13 @@ Standard library only. Flag names in the messages are those of the doors.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar
 
-from cosmos_nemo.catalog import ModelCard, TokenModel
+from cosmos_nemo.catalog import ModelCard, Task, TokenModel
 
 DEFAULT_NEGATIVE_PROMPT = (
     "The video captures a series of frames showing ugly scenes, static with no motion, motion blur, "
@@ -171,6 +173,7 @@ class AutoregressiveRequest(Text2WorldRequest):
     Its steps, guidance and sampler are the diffusion decoder's; no prompt is read.
     """
 
+    negative_prompt: str = ""
     visual_input: Path
     num_input_frames: int = 9
     """Of the visual input, its last ones: one of the card's `given_frames`."""
@@ -191,7 +194,31 @@ class Text2ImageRequest(Text2WorldRequest):
 
     made: ClassVar[str] = "image"
     suffixes: ClassVar[tuple[str, ...]] = IMAGE_SUFFIXES
+    negative_prompt: str = ""
     num_frames: int = 1
+
+
+REQUESTS: Mapping[Task, type[Text2WorldRequest]] = MappingProxyType(
+    {
+        Task.TEXT2WORLD: Text2WorldRequest,
+        Task.VIDEO2WORLD: Video2WorldRequest,
+        Task.WORLD_INTERPOLATOR: InterpolationRequest,
+        Task.TEXT2IMAGE: Text2ImageRequest,
+        Task.AUTOREGRESSIVE: AutoregressiveRequest,
+    }
+)
+
+
+def card_values(card: ModelCard) -> dict[str, Any]:
+    """Of a request for this model: the fields whose values are the card's, unless a person says otherwise."""
+    names = ("num_steps", "guidance", "sampler", "seed")
+    found = {name: getattr(card, name) for name in names}
+    found |= {name: getattr(card.video, name) for name in ("height", "width", "num_frames", "fps")}
+    if card.task is Task.VIDEO2WORLD:
+        found |= {"num_overlap_frames": max(card.video.given_frames)}
+    if card.tokens is not None:
+        found |= {"temperature": card.tokens.temperature, "top_p": card.tokens.top_p}
+    return found
 
 
 def validate_setup(setup: Setup) -> None:

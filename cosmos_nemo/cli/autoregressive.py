@@ -28,6 +28,7 @@ from cosmos_nemo.request import (
     OFFLOADABLE_OF_TOKENS,
     AutoregressiveRequest,
     RequestError,
+    card_values,
 )
 
 FLAG_NAMES = {
@@ -65,23 +66,14 @@ def _request(flags: argparse.Namespace, card: ModelCard, path: Path) -> Autoregr
     top_p = flags.top_p
     if top_p is None and flags.top_k is None:
         top_p = card.tokens.top_p
+    names = ("num_steps", "guidance", "sampler", "seed", "temperature")
+    asked = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
     return AutoregressiveRequest(
         prompt="",
-        negative_prompt="",
-        height=card.video.height,
-        width=card.video.width,
-        num_frames=card.video.num_frames,
-        fps=card.video.fps,
-        num_steps=card.num_steps if flags.num_steps is None else flags.num_steps,
-        guidance=card.guidance if flags.guidance is None else flags.guidance,
-        sampler=card.sampler if flags.sampler is None else flags.sampler,
-        seed=card.seed if flags.seed is None else flags.seed,
         video_path=path,
         visual_input=Path(flags.input_image_or_video_path or ""),
         num_input_frames=1 if flags.input_type == "image" else flags.num_input_frames,
-        temperature=card.tokens.temperature if flags.temperature is None else flags.temperature,
-        top_p=top_p,
-        top_k=flags.top_k,
+        **card_values(card) | asked | {"top_p": top_p, "top_k": flags.top_k},
     )
 
 

@@ -76,7 +76,6 @@ def parse_general(argv: Sequence[str]) -> Invocation:
 def _request(flags: argparse.Namespace, card: ModelCard, **own: Any) -> Text2WorldRequest:
     if card.task is Task.TEXT2WORLD:
         return request_of(flags, card, kind=Text2WorldRequest, **own)
-    own |= {"num_overlap_frames": max(card.video.given_frames)}
     if flags.num_input_frames is not None:
         own |= {"num_input_frames": flags.num_input_frames}
     visual_input = Path(flags.conditioned_image_or_video_path or "")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from cosmos_nemo.catalog import ModelCard
 from cosmos_nemo.cli.flags import offloaded, path_of, whole
 from cosmos_nemo.cli.invocation import Batch, Invocation
-from cosmos_nemo.request import Setup, Text2WorldRequest
+from cosmos_nemo.request import Setup, Text2WorldRequest, card_values
 
 R = TypeVar("R", bound=Text2WorldRequest)
 
@@ -39,19 +39,19 @@ def setup_of(flags: argparse.Namespace, *, model: str, upsamples: bool, **own: A
 
 def request_of(flags: argparse.Namespace, card: ModelCard, *, kind: type[R], **own: Any) -> R:
     """What the flags leave open is the card's; `own`: the fields that a door has flags of its own for."""
-    return kind(
-        prompt=flags.prompt or "",
-        negative_prompt=flags.negative_prompt,
-        height=card.video.height if flags.height is None else flags.height,
-        width=card.video.width if flags.width is None else flags.width,
-        num_frames=card.video.num_frames if flags.num_video_frames is None else flags.num_video_frames,
-        fps=card.video.fps if flags.fps is None else flags.fps,
-        num_steps=card.num_steps if flags.num_steps is None else whole("--num_steps", flags.num_steps),
-        guidance=card.guidance if flags.guidance is None else flags.guidance,
-        sampler=card.sampler if flags.sampler is None else flags.sampler,
-        seed=card.seed if flags.seed is None else flags.seed,
-        **own,
-    )
+    flagged = {
+        "height": flags.height,
+        "width": flags.width,
+        "num_frames": flags.num_video_frames,
+        "fps": flags.fps,
+        "num_steps": None if flags.num_steps is None else whole("--num_steps", flags.num_steps),
+        "guidance": flags.guidance,
+        "sampler": flags.sampler,
+        "seed": flags.seed,
+    }
+    asked = {name: value for name, value in flagged.items() if value is not None}
+    texts = {"prompt": flags.prompt or "", "negative_prompt": flags.negative_prompt}
+    return kind(**texts, **{**card_values(card), **asked, **own})
 
 
 def invocation_of(

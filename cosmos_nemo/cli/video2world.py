@@ -65,10 +65,8 @@ def parse_video2world(argv: Sequence[str]) -> Invocation:
         video_path=path,
         visual_input=Path(flags.input_image_or_video_path or ""),
         num_input_frames=_num_input_frames(flags.num_input_frames, card, remark=remarks.append),
-        num_overlap_frames=max(card.video.given_frames)
-        if flags.num_overlap_frames is None
-        else flags.num_overlap_frames,
         keeps_input_size=flags.keep_input_size,
+        **({} if flags.num_overlap_frames is None else {"num_overlap_frames": flags.num_overlap_frames}),
     )
     folder = Path(flags.video_save_folder)
     return invocation_of(flags, setup, request, folder=folder, remarks=remarks)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from cosmos_nemo.catalog import CatalogError, Family, ModelCard, Task, find_card
+from cosmos_nemo.catalog import CatalogError, Family, ModelCard, find_card
 from cosmos_nemo.checkpoint.locate import LocateError
 from cosmos_nemo.checkpoint.reader import CheckpointError
 from cosmos_nemo.cli import Invocation
@@ -21,13 +21,12 @@ from cosmos_nemo.models.common.backend import BackendError, choose_backend
 from cosmos_nemo.parallel.environment import Ranks
 from cosmos_nemo.plan import Plan, make_plan, num_ranks_taking_part
 from cosmos_nemo.request import (
+    REQUESTS,
     AutoregressiveRequest,
-    InterpolationRequest,
     RequestError,
     Setup,
     Text2ImageRequest,
     Text2WorldRequest,
-    Video2WorldRequest,
     VisualRequest,
     validate_request,
     validate_setup,
@@ -41,14 +40,6 @@ from cosmos_nemo.stages.token_generation import LogitsError
 logger = logging.getLogger(__name__)
 
 PERSON_ERRORS = (RequestError, CatalogError, CheckpointError, LocateError, BackendError, LogitsError)
-
-_REQUESTS = {
-    Task.TEXT2WORLD: Text2WorldRequest,
-    Task.VIDEO2WORLD: Video2WorldRequest,
-    Task.WORLD_INTERPOLATOR: InterpolationRequest,
-    Task.TEXT2IMAGE: Text2ImageRequest,
-    Task.AUTOREGRESSIVE: AutoregressiveRequest,
-}
 
 
 def prepare(invocation: Invocation, *, ranks: Ranks, environ: Mapping[str, str]) -> Job:
@@ -219,7 +210,7 @@ def device_of(ranks: Ranks) -> torch.device:
 
 def _check_task(request: Text2WorldRequest, card: ModelCard) -> None:
     """The doors ask the named card; the checkpoint's card.json may say something else."""
-    if type(request) is not _REQUESTS[card.task]:
+    if type(request) is not REQUESTS[card.task]:
         raise RequestError(
             f"The card.json of the checkpoint makes {card.name} a model for {card.task.value}, which this "
             "script does not run. Is it another model's checkpoint?"
