@@ -102,9 +102,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--dry_run", action="store_true", help="check everything, predict the memory, stop")
 
 
-def run(args: argparse.Namespace) -> int:
-    """0 trained, 2 bad flags, data or weights, 143 stopped by SIGTERM after saving, 1 anything else."""
-    return run_ranks(lambda: _asked(args), num_ranks=lambda asked, started: started, serve=_serve)
+def run(args: argparse.Namespace, *, flag_names: Mapping[str, str] | None = None) -> int:
+    """0 trained, 2 bad flags, data or weights, 143 stopped by SIGTERM after saving, 1 anything else.
+
+    flag_names: what the caller calls these flags, in errors.
+    """
+    return run_ranks(
+        lambda: _asked(args),
+        num_ranks=lambda asked, started: started,
+        serve=_serve,
+        flag_names=flag_names or {},
+    )
 
 
 def _asked(args: argparse.Namespace) -> Asked:
