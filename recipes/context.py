@@ -20,6 +20,7 @@ from nemo_run.core.tunnel.client import LocalTunnel
 from torchx.specs import AppState
 
 from cosmos_nemo_recipes.executors import EXECUTORS
+from cosmos_nemo_recipes.generate import leave_to_the_batch
 from cosmos_nemo_recipes.overrides import (
     RecipeError,
     apply_overrides,
@@ -63,6 +64,8 @@ class CosmosContext(RunContext):
             raise RecipeError(f"--factory {self.factory} does not exist. Did you mean {' or '.join(near)}?")
         task = super().parse_fn(fn, [], **default_kwargs)
         apply_overrides(task, args)
+        if getattr(task, "batch_input_path", None) is not None:
+            leave_to_the_batch(task)
         if missing := missing_fields(task):
             raise RecipeError(
                 f"{missing[0]} is missing. Pass {' and '.join(f'{name}=...' for name in missing)}."

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import fiddle
 import nemo_run as run
 
 from cosmos_nemo.catalog import CARDS, ModelCard, Task, find_card
@@ -127,6 +128,16 @@ def _stages(card: ModelCard) -> tuple[str, ...]:
     return tuple(
         stage for stage in OFFLOADABLE if card.task is not Task.TEXT2IMAGE or stage != "prompt_upsampler"
     )
+
+
+def leave_to_the_batch(task: run.Partial) -> None:
+    """Fills in the fields of the request that every line of a batch file says for itself."""
+    request, folder = task.request, task.video_save_folder
+    given = fiddle.ordered_arguments(request)
+    request.video_path = folder / given["video_path"].name
+    for name, unused in (("prompt", ""), ("visual_input", folder)):
+        if name in request.__signature_info__.parameters and name not in given:
+            setattr(request, name, unused)
 
 
 def factories() -> dict[str, Callable[[], run.Partial]]:

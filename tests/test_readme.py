@@ -46,6 +46,7 @@ _ASSIGNMENT = re.compile(r"([A-Z_][A-Z0-9_]*)=(.*)", re.DOTALL)
 _OF_OTHERS = {"source", "docker", "make", ".ci/run"}
 """Programs that the pages name and that are not this project's."""
 _FOREIGN_FLAGS = {"--nproc_per_node", "--no-deps", "--build-arg", "--help"}
+_FOREIGN_FLAGS |= {"--factory", "--dryrun", "--detach", "--yaml", "--to-yaml"}  # nemo_run's
 _NOT_BUILT = {"--distill_steps", "--use_fast_tokenizer", "--benchmark"}
 """Flags of released scripts that a page names as what is missing."""
 
@@ -163,7 +164,36 @@ def understand(command: Command) -> object:
         return _parser_of_tool(tool).parse_args(argv)
     if command.script.startswith("download/"):
         return _parser_of_script(command.script).parse_args(command.argv)
+    if command.script == "nemo":
+        return _recipe(command.argv)
     raise AssertionError(f"nobody knows what {command.script} is")
+
+
+def _recipe(argv: list[str]) -> object:
+    """The task of a `nemo cosmos` command whose fields all exist, and have values where they need them."""
+    from cosmos_nemo_recipes import generate, post_train
+    from cosmos_nemo_recipes.context import CosmosContext
+    from cosmos_nemo_recipes.overrides import apply_overrides, missing_fields, place_paths
+
+    namespace, name, *words = argv
+    assert namespace in ("cosmos", "run"), f"nemo has no {namespace} of ours"
+    recipes = {"generate": generate.factories(), "post_train": post_train.factories()}[name]
+    options = argparse.ArgumentParser(allow_abbrev=False)
+    options.add_argument("--factory", choices=recipes, required=True)
+    for flag in ("--yes", "--dryrun", "--detach"):
+        options.add_argument(flag, action="store_true")
+    flags, fields = options.parse_known_args(words)
+    task = recipes[flags.factory]()
+    apply_overrides(task, [word for word in fields if not word.startswith("executor")])
+    if getattr(task, "batch_input_path", None) is not None:
+        generate.leave_to_the_batch(task)
+    assert missing_fields(task) == []
+    if executor := [word for word in fields if word.startswith("executor")]:
+        own = [word.removeprefix("executor.") for word in executor[1:]]
+        config = CosmosContext(name=name).parse_executor(executor[0].removeprefix("executor="), *own)
+        if getattr(config, "container_image", None) is not None:
+            place_paths(task, None)
+    return task
 
 
 @pytest.mark.parametrize("command", OURS, ids=str)
@@ -194,6 +224,10 @@ def test_the_commands_are_found_at_all() -> None:
         "python inference/text2world.py --prompt x --num_devices 8",
         "python inference/general.py --prompt x --offload everything",
         "python download/diffusion.py --model_size 7B",
+        "nemo cosmos generate --factory cosmos_9b --yes request.prompt=x",
+        "nemo cosmos generate --factory cosmos_nano_text2world --yes request.promt=x",
+        "nemo cosmos generate --factory cosmos_nano_text2world --yes",
+        "nemo run generate --factory cosmos_nano_text2world request.prompt=x executor=torchrun executor.x=1",
         "cosmos-nemo convert A B --to zarr",
         "cosmos-nemo physician",
         "python inference/video2world.py --prompt x",

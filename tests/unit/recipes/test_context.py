@@ -109,6 +109,14 @@ def test_values_of_a_yaml_file_come_before_those_of_the_words(tmp_path: Path) ->
     assert (task.request.seed, task.request.num_steps) == (5, 7)
 
 
+def test_a_batch_needs_neither_prompt_nor_path() -> None:
+    words = ["batch_input_path=/data/p.jsonl", "video_save_folder=/data/v"]
+    task = context("cosmos_nano_video2world").parse_fn(generate, words)
+    request = fiddle.build(task).keywords["request"]
+    assert (request.prompt, request.visual_input) == ("", Path("/data/v"))
+    assert request.video_path == Path("/data/v/Cosmos-Nano-Video2World.mp4")
+
+
 def test_a_dry_run_here_prints_the_plan_and_makes_nothing(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
