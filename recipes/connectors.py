@@ -1,0 +1,258 @@
+"""NeMo's import and export of checkpoints: every layout that cosmos_nemo.checkpoint reads and writes.
+
+The conversion is cosmos_nemo.checkpoint.convert's, tensor by tensor, and needs no GPU, no process groups and
+no NeMo strategy. NeMo loads this module with model.py; importing it imports nemo.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+from nemo.lightning import io
+
+from cosmos_nemo.catalog import DiTShape, TokenShape, find_card, with_overrides
+from cosmos_nemo_recipes.cpu import cpu_trainer, nemo_on_cpu
+
+if TYPE_CHECKING:
+    from cosmos_nemo.checkpoint.identity import Identity
+    from cosmos_nemo_recipes.model import CosmosConfig, CosmosModel
+
+logger = logging.getLogger(__name__)
+
+
+def find_network(model: str, overrides: Mapping[str, Any], *, diffusion_decoder: bool) -> DiTShape | TokenShape:
+    """The sizes of a card's network; see CosmosConfig. CatalogError if there is no such card or field."""
+    from cosmos_nemo.checkpoint.token_identity import token_cards
+
+    card = with_overrides(token_cards().get(model) or find_card(model), dict(overrides))
+    return card.network if card.tokens is None or diffusion_decoder else card.tokens.network
+
+
+class CosmosConnector(io.ModelConnector):
+    """One checkpoint, by its path, on the way into another layout.
+
+    What stands at the target is kept until the new checkpoint is complete, and replaced only by
+    overwrite=True, be it a file or a folder.
+    """
+
+    expected: "CosmosConfig | None" = None
+    """The model that was asked for; None: the one of the nearest sizes."""
+    written: Path | None = None
+
+    def __call__(self, output_path: Path | None = None, overwrite: bool = False, **kwargs: Any) -> Path:
+        """Converts into `output_path` (None: into NeMo's cache, unless it is there); returns where it lies.
+
+        CheckpointError for a source that is missing, damaged or of another model, or a target that exists.
+        """
+        from cosmos_nemo.checkpoint.reader import CheckpointError
+
+        target = Path(output_path or self.local_path())
+        if target.exists() and output_path is not None and not overwrite:
+            raise CheckpointError(f"{target} exists already: pass overwrite=True, or another output_path")
+        self._refuse_own_source(target)
+        with _alone(target):
+            # There it is now if it is in NeMo's cache, or if another rank wrote it in the meantime.
+            if overwrite or not target.exists():
+                self._replace(target, **kwargs)
+        self.written = target
+        return target
+
+    def _refuse_own_source(self, target: Path) -> None:
+        from cosmos_nemo.checkpoint.reader import CheckpointError
+
+        source, place = self.source().resolve(), target.resolve()
+        if source == place or place in source.parents:
+            raise CheckpointError(f"{target} holds what is converted, {self}: name another output_path")
+
+    def _replace(self, target: Path, **kwargs: Any) -> None:
+        fresh = target.with_name(f".{target.name}.{os.getpid()}.new")
+        try:
+            self.apply(fresh, **kwargs)
+            _remove(target)
+            fresh.rename(target)
+        finally:
+            _remove(fresh)
+
+    def source(self) -> Path:
+        """Where the checkpoint lies."""
+        return Path(str(self)).expanduser()
+
+    def nemo_load(self, path: Path, trainer: Any = None, cpu: bool = True) -> tuple[Any, Any]:
+        """As NeMo's, which by itself cannot do without CUDA: see cpu.py."""
+        import torch
+
+        if torch.cuda.is_available():
+            return super().nemo_load(path, trainer, cpu)
+        with nemo_on_cpu():
+            return super().nemo_load(path, trainer or cpu_trainer(), cpu)
+
+    def nemo_save(self, output_path: Path, trainer: Any, dump_io: bool = True) -> None:
+        """As NeMo's, without CUDA too."""
+        with nemo_on_cpu():
+            super().nemo_save(output_path, trainer, dump_io)
+
+
+class CosmosImporter(CosmosConnector):
+    """From any layout to a NeMo checkpoint; subclasses take one only."""
+
+    layouts: tuple[str, ...] = ("zarr", "torch_dist", "torch", "safetensors", "torchscript")
+
+    def init(self) -> "CosmosModel":
+        """The model of the source, unfilled."""
+        from cosmos_nemo.checkpoint.identity import identify
+        from cosmos_nemo.checkpoint.network import open_network
+        from cosmos_nemo.checkpoint.token_identity import holds_token_transformer, identify_tokens
+        from cosmos_nemo_recipes.model import CosmosConfig, CosmosModel
+
+        checkpoint = open_network(self.source())
+        found = (identify_tokens if holds_token_transformer(checkpoint) else identify)(checkpoint)
+        config = CosmosConfig(
+            model=found.base.name, overrides=found.overrides, diffusion_decoder=found.is_decoder
+        )
+        return CosmosModel(config)
+
+    def apply(self, output_path: Path, **kwargs: Any) -> Path:
+        """kwargs: `dtype`, `averaged`, `on_tensor` of checkpoint.convert.convert."""
+        from cosmos_nemo.checkpoint.convert import convert
+        from cosmos_nemo.checkpoint.reader import CheckpointError, open_checkpoint
+
+        layout = open_checkpoint(self.source()).layout
+        if layout not in self.layouts:
+            raise CheckpointError(
+                f"{self} is in the layout {layout}, not {' or '.join(self.layouts)}: import cosmos://{self}, "
+                "which takes every layout"
+            )
+        model, overrides = (self.expected.model, self.expected.overrides) if self.expected else (None, {})
+        identity = convert(
+            self.source(), output_path, to="nemo", model=model, overrides=overrides or None, **kwargs
+        )
+        self._check_kind(identity)
+        return output_path
+
+    def _check_kind(self, identity: "Identity") -> None:
+        from cosmos_nemo.checkpoint.reader import CheckpointError
+
+        if self.expected is not None and identity.is_decoder != self.expected.diffusion_decoder:
+            raise CheckpointError(
+                f"{self} is {identity.name}: pass CosmosConfig(..., diffusion_decoder={identity.is_decoder})"
+            )
+
+    def local_path(self, base_path: Path | None = None) -> Path:
+        """In NeMo's cache of models, under the path of the source."""
+        from nemo.lightning.base import NEMO_MODELS_CACHE
+
+        return Path(base_path or NEMO_MODELS_CACHE) / str(self.source().resolve()).lstrip("/")
+
+    def on_import_ckpt(self, model: "CosmosModel") -> None:
+        """A model that was asked for without a config becomes the one that was found."""
+        if self.expected is None and self.written is not None:
+            model.config = io.load_context(self.written, subpath="model.config")
+            model.__io__.config = model.config.__io__
+
+
+class TorchImporter(CosmosImporter):
+    """model.pt of Predict1, the .pt files of Predict2."""
+
+    layouts = ("torch", "torchscript")
+
+
+class SafetensorsImporter(CosmosImporter):
+    """A file of safetensors, its shards, or a diffusers transformer folder."""
+
+    layouts = ("safetensors",)
+
+
+class ZarrImporter(CosmosImporter):
+    """The released nemo/ folder."""
+
+    layouts = ("zarr",)
+
+
+class CosmosExporter(CosmosConnector):
+    """From a NeMo checkpoint, {context, weights}, to the layout `to` of checkpoint.convert."""
+
+    to: str
+
+    def init(self) -> Any:
+        raise NotImplementedError("An export builds no model: it converts tensor by tensor.")
+
+    def apply(self, output_path: Path, **kwargs: Any) -> Path:
+        """kwargs as an importer's."""
+        from cosmos_nemo.checkpoint.convert import convert
+
+        config = io.load_context(self.source(), subpath="model").config
+        convert(
+            self.source(),
+            output_path,
+            to=self.to,
+            model=config.model,
+            overrides=config.overrides or None,
+            **kwargs,
+        )
+        return output_path
+
+
+class Predict1Exporter(CosmosExporter):
+    """model.pt of Predict1."""
+
+    to = "predict1"
+
+
+class Predict2Exporter(CosmosExporter):
+    """model.pt of Predict2."""
+
+    to = "predict2"
+
+
+class SafetensorsExporter(CosmosExporter):
+    """One file in the released names."""
+
+    to = "safetensors"
+
+
+class DiffusersExporter(CosmosExporter):
+    """A folder for CosmosTransformer3DModel."""
+
+    to = "diffusers"
+
+
+IMPORTERS: dict[str, type[CosmosImporter]] = {
+    "cosmos": CosmosImporter,
+    "predict1": TorchImporter,
+    "predict2": TorchImporter,
+    "safetensors": SafetensorsImporter,
+    "diffusers": SafetensorsImporter,
+    "zarr": ZarrImporter,
+}
+"""What stands before :// in the source of an import."""
+EXPORTERS: dict[str, type[CosmosExporter]] = {
+    "predict1": Predict1Exporter,
+    "predict2": Predict2Exporter,
+    "safetensors": SafetensorsExporter,
+    "diffusers": DiffusersExporter,
+}
+"""The targets of an export."""
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """While no other process writes `target`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = target.with_name(f"{target.name}.lock")
+    try:
+        with FileLock(lock):
+            yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
