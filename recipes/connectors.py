@@ -9,13 +9,14 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 from nemo.lightning import io
 
-from cosmos_nemo.catalog import DiTShape, TokenShape, find_card, with_overrides
+from cosmos_nemo.catalog import CARDS, DiTShape, ModelCard, TokenShape, find_card, with_overrides
 from cosmos_nemo_recipes.cpu import cpu_trainer, nemo_on_cpu
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class CosmosConnector(io.ModelConnector):
     def _refuse_own_source(self, target: Path) -> None:
         from cosmos_nemo.checkpoint.reader import CheckpointError
 
-        source, place = self.source().resolve(), target.resolve()
+        source, place = self.source.resolve(), target.resolve()
         if source == place or place in source.parents:
             raise CheckpointError(f"{target} holds what is converted, {self}: name another output_path")
 
@@ -78,6 +79,7 @@ class CosmosConnector(io.ModelConnector):
         finally:
             _remove(fresh)
 
+    @cached_property
     def source(self) -> Path:
         """Where the checkpoint lies."""
         return Path(str(self)).expanduser()
@@ -98,9 +100,30 @@ class CosmosConnector(io.ModelConnector):
 
 
 class CosmosImporter(CosmosConnector):
-    """From any layout to a NeMo checkpoint; subclasses take one only."""
+    """From any layout to a NeMo checkpoint; subclasses take one only.
+
+    Instead of a path it may be given a card's name, or nvidia/NAME: the weights are then looked for where the
+    package, the Hugging Face cache and the hub have them.
+    """
 
     layouts: tuple[str, ...] = ("zarr", "torch_dist", "torch", "safetensors", "torchscript")
+
+    @cached_property
+    def source(self) -> Path:
+        """As CosmosConnector.source; LocateError if the card's weights are nowhere."""
+        from cosmos_nemo.checkpoint.locate import locate, network_in, weights_of
+
+        path, card = Path(str(self)).expanduser(), self.card
+        if path.exists() or card is None:
+            return path
+        place = locate(weights_of(card))
+        assert place is not None
+        return network_in(place, card)
+
+    @property
+    def card(self) -> ModelCard | None:
+        """The card that it is called by."""
+        return CARDS.get(str(self).removeprefix("nvidia/"))
 
     def init(self) -> "CosmosModel":
         """The model of the source, unfilled."""
@@ -109,8 +132,9 @@ class CosmosImporter(CosmosConnector):
         from cosmos_nemo.checkpoint.token_identity import holds_token_transformer, identify_tokens
         from cosmos_nemo_recipes.model import CosmosConfig, CosmosModel
 
-        checkpoint = open_network(self.source())
-        found = (identify_tokens if holds_token_transformer(checkpoint) else identify)(checkpoint)
+        checkpoint = open_network(self.source)
+        find = identify_tokens if holds_token_transformer(checkpoint) else identify
+        found = find(checkpoint, model=self.card.name if self.card else None)
         config = CosmosConfig(
             model=found.base.name, overrides=found.overrides, diffusion_decoder=found.is_decoder
         )
@@ -121,15 +145,17 @@ class CosmosImporter(CosmosConnector):
         from cosmos_nemo.checkpoint.convert import convert
         from cosmos_nemo.checkpoint.reader import CheckpointError, open_checkpoint
 
-        layout = open_checkpoint(self.source()).layout
+        layout = open_checkpoint(self.source).layout
         if layout not in self.layouts:
             raise CheckpointError(
                 f"{self} is in the layout {layout}, not {' or '.join(self.layouts)}: import cosmos://{self}, "
                 "which takes every layout"
             )
         model, overrides = (self.expected.model, self.expected.overrides) if self.expected else (None, {})
+        if model is None and self.card is not None:
+            model = self.card.name
         identity = convert(
-            self.source(), output_path, to="nemo", model=model, overrides=overrides or None, **kwargs
+            self.source, output_path, to="nemo", model=model, overrides=overrides or None, **kwargs
         )
         self._check_kind(identity)
         return output_path
@@ -146,7 +172,7 @@ class CosmosImporter(CosmosConnector):
         """In NeMo's cache of models, under the path of the source."""
         from nemo.lightning.base import NEMO_MODELS_CACHE
 
-        return Path(base_path or NEMO_MODELS_CACHE) / str(self.source().resolve()).lstrip("/")
+        return Path(base_path or NEMO_MODELS_CACHE) / str(self.source.resolve()).lstrip("/")
 
     def on_import_ckpt(self, model: "CosmosModel") -> None:
         """A model that was asked for without a config becomes the one that was found."""
@@ -185,9 +211,9 @@ class CosmosExporter(CosmosConnector):
         """kwargs as an importer's."""
         from cosmos_nemo.checkpoint.convert import convert
 
-        config = io.load_context(self.source(), subpath="model").config
+        config = io.load_context(self.source, subpath="model").config
         convert(
-            self.source(),
+            self.source,
             output_path,
             to=self.to,
             model=config.model,

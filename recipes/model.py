@@ -88,11 +88,13 @@ class CosmosConfig(TransformerConfig, io.IOMixin):
 class CosmosModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
     """A network with NeMo's import, export, save and load; its `module` is the Megatron network.
 
-    Without `config` it is of the first card. Post-training is `cosmos-nemo post-train`, not NeMo's loop.
+    Without `config` it is of the first card, until an import says which: then it is found by the sizes in
+    the file. Post-training is `cosmos-nemo post-train`, not NeMo's loop.
     """
 
     def __init__(self, config: CosmosConfig | None = None) -> None:
         super().__init__()
+        self.is_known = config is not None
         self.config = config or CosmosConfig()
         self.optim = None
         self.model_transform = None
@@ -116,14 +118,18 @@ class CosmosModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
     def importer(self, path: str) -> CosmosConnector:  # type: ignore[override]
         """The importer of `path`, e.g. predict1:///models/model.pt, which expects this model."""
         connector: CosmosConnector = type(self)._get_connector(path)
-        connector.expected = self.config
+        connector.expected = self.config if self.is_known else None
         return connector
 
     def import_ckpt(
         self, path: str, overwrite: bool = False, base_path: Path | None = None, **kwargs: Any
     ) -> Path:
+        """As io.import_ckpt, into NeMo's cache of models or `base_path`."""
         connector = self.importer(path)
-        return connector(connector.local_path(base_path=base_path), overwrite=overwrite, **kwargs)
+        place = None if base_path is None else connector.local_path(base_path=base_path)
+        written = connector(place, overwrite=overwrite, **kwargs)
+        connector.on_import_ckpt(self)
+        return written
 
 
 for name, importer in IMPORTERS.items():
