@@ -13,20 +13,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
+from cosmos_nemo_recipes.cpu import cpu_trainer, nemo_on_cpu
+from filelock import FileLock, Timeout
 from nemo.lightning import io
 
 from cosmos_nemo.catalog import CARDS, DiTShape, ModelCard, TokenShape, find_card, with_overrides
-from cosmos_nemo_recipes.cpu import cpu_trainer, nemo_on_cpu
 
 if TYPE_CHECKING:
-    from cosmos_nemo.checkpoint.identity import Identity
     from cosmos_nemo_recipes.model import CosmosConfig, CosmosModel
+
+    from cosmos_nemo.checkpoint.identity import Identity
 
 logger = logging.getLogger(__name__)
 
 
-def find_network(model: str, overrides: Mapping[str, Any], *, diffusion_decoder: bool) -> DiTShape | TokenShape:
+def find_network(
+    model: str, overrides: Mapping[str, Any], *, diffusion_decoder: bool
+) -> DiTShape | TokenShape:
     """The sizes of a card's network; see CosmosConfig. CatalogError if there is no such card or field."""
     from cosmos_nemo.checkpoint.token_identity import token_cards
 
@@ -84,6 +87,11 @@ class CosmosConnector(io.ModelConnector):
         """Where the checkpoint lies."""
         return Path(str(self)).expanduser()
 
+    def nemo_setup(self, model: Any, trainer: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As NeMo's, without CUDA too: the network is built, and NaN."""
+        with nemo_on_cpu():
+            return super().nemo_setup(model, trainer, *args, **kwargs)
+
     def nemo_load(self, path: Path, trainer: Any = None, cpu: bool = True) -> tuple[Any, Any]:
         """As NeMo's, which by itself cannot do without CUDA: see cpu.py."""
         import torch
@@ -94,9 +102,13 @@ class CosmosConnector(io.ModelConnector):
             return super().nemo_load(path, trainer or cpu_trainer(), cpu)
 
     def nemo_save(self, output_path: Path, trainer: Any, dump_io: bool = True) -> None:
-        """As NeMo's, without CUDA too."""
+        """As NeMo's, without CUDA too; with a card.json, which our own loaders read."""
+        from cosmos_nemo.checkpoint.card_file import write_card_file
+
         with nemo_on_cpu():
             super().nemo_save(output_path, trainer, dump_io)
+        if trainer.is_global_zero:
+            write_card_file(Path(output_path), dict(trainer.lightning_module.config.overrides))
 
 
 class CosmosImporter(CosmosConnector):
@@ -127,10 +139,11 @@ class CosmosImporter(CosmosConnector):
 
     def init(self) -> "CosmosModel":
         """The model of the source, unfilled."""
+        from cosmos_nemo_recipes.model import CosmosConfig, CosmosModel
+
         from cosmos_nemo.checkpoint.identity import identify
         from cosmos_nemo.checkpoint.network import open_network
         from cosmos_nemo.checkpoint.token_identity import holds_token_transformer, identify_tokens
-        from cosmos_nemo_recipes.model import CosmosConfig, CosmosModel
 
         checkpoint = open_network(self.source)
         find = identify_tokens if holds_token_transformer(checkpoint) else identify
@@ -270,10 +283,16 @@ def _alone(target: Path) -> Iterator[None]:
     """While no other process writes `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = target.with_name(f"{target.name}.lock")
+    file_lock = FileLock(lock)
     try:
-        with FileLock(lock):
-            yield
+        file_lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("waiting for the process that is writing %s (%s)", target, lock)
+        file_lock.acquire()
+    try:
+        yield
     finally:
+        file_lock.release()
         lock.unlink(missing_ok=True)
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from cosmos_nemo_recipes.connectors import EXPORTERS, IMPORTERS, CosmosConnector
 from megatron.core.transformer.transformer_config import TransformerConfig
 from nemo.lightning import io
 from torch import nn
 
 from cosmos_nemo.catalog import CARDS, DiTShape, TokenShape
-from cosmos_nemo_recipes.connectors import EXPORTERS, IMPORTERS, CosmosConnector
 
 
 @dataclass
@@ -72,7 +72,7 @@ class CosmosConfig(TransformerConfig, io.IOMixin):
             build = build_token_transformer
         network = build(
             self.shape,
-            backend=torch_backend() if te_missing() else te_backend(),
+            backend=torch_backend() if on_cpu or te_missing() else te_backend(),
             pg_collection=ProcessGroupCollection.use_mpu_process_groups(
                 ["tp", "cp", "dp", "dp_cp", "pp", "mp"]
             ),
@@ -111,8 +111,8 @@ class CosmosModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
 
     def training_step(self, batch: Any, batch_idx: int | None = None) -> Any:
         raise NotImplementedError(
-            f"{self.config.model} is not trained in NeMo's loop: post-train it with `cosmos-nemo post-train`, "
-            "whose checkpoints NeMo reads."
+            f"{self.config.model} is not trained in NeMo's loop: post-train it with `cosmos-nemo "
+            "post-train`, whose checkpoints NeMo reads."
         )
 
     def importer(self, path: str) -> CosmosConnector:  # type: ignore[override]

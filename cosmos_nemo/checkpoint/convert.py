@@ -67,10 +67,10 @@ def convert(
     """Writes the network at `source` into the new folder `target`, in the layout `to`; returns which it was.
 
     It is a diffusion transformer or an autoregressive one. `model` names its card, found by its shapes if
-    left out, and `overrides` are what its card.json would say, the one beside `source` if left out;
-    `dtype` None keeps each tensor's own; `averaged` takes the moving average of the weights. One tensor is in memory at a time (all of them for a
-    model.pt, which torch.save writes at once); `on_tensor(done, total)` follows each. Raises CheckpointError,
-    CatalogError.
+    left out; `overrides` are what its card.json would say, the one beside `source` if left out; `dtype` None
+    keeps each tensor's own; `averaged` takes the moving average of the weights. One tensor is in memory at a
+    time (all of them for a model.pt, which torch.save writes at once); `on_tensor(done, total)` follows each.
+    Raises CheckpointError, CatalogError.
     """
     refuse_existing(target)
     checkpoint = open_network(source, averaged=averaged)

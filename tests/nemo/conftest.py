@@ -1,12 +1,13 @@
 """Published files of small networks of every family, and the recipes by the name they are installed under.
 
-NeMo is imported once in a worker, which takes seconds; where it is not installed these tests are skipped.
+Importing NeMo takes seconds; where it is not installed, what needs it is skipped.
 """
 
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cosmos_nemo.catalog import CARDS
+from cosmos_nemo.checkpoint.convert import lazy_network
 from cosmos_nemo.checkpoint.locate import EMBEDDED
 from cosmos_nemo.checkpoint.names import network_rules
 from cosmos_nemo.checkpoint.reader import LazyTensor, open_checkpoint
+from cosmos_nemo.checkpoint.token_names import token_rules
 from cosmos_nemo.checkpoint.writer import write_model_pt
 from cosmos_nemo.checkpoint.writer.token_transformer import write_token_model_pt
 from tests.test_layering import ROOT
@@ -30,10 +33,14 @@ DECODED_BY = "Cosmos-Predict1-4B"
 """The model whose diffusion decoder the golden one is a small copy of."""
 
 
+needs_nemo = pytest.mark.skipif(
+    find_spec("nemo") is None, reason="NeMo is not installed: pip install cosmos-nemo[nemo]"
+)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _installed_name(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The checkout's recipes, whatever is installed."""
-    pytest.importorskip("nemo.lightning", reason="NeMo is not installed: pip install cosmos-nemo[nemo]")
     folder = tmp_path_factory.mktemp("installed")
     (folder / "cosmos_nemo_recipes").symlink_to(ROOT / "recipes")
     sys.path.insert(0, str(folder))
@@ -54,8 +61,9 @@ def published_nano(card: str, folder: Path, scheme: str) -> Published:
     shape, checkpoint = CARDS[card].network, open_checkpoint(EMBEDDED / card / "nemo")
     tensors = {
         name: LazyTensor.of(
-            _block_diagonal(rule.read(checkpoint).clone()) if name.endswith("adaLN_modulation.2.weight")
-            and name.startswith("decoder") else rule.read(checkpoint)
+            _block_diagonal(rule.read(checkpoint).clone())
+            if name.endswith("adaLN_modulation.2.weight") and name.startswith("decoder")
+            else rule.read(checkpoint)
         )
         for name, rule in network_rules(shape, checkpoint).items()
     }
@@ -135,6 +143,14 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
     """The stored tensors by their stored names."""
     checkpoint = open_checkpoint(path)
     return {name: checkpoint.read(name).clone() for name in checkpoint.names()}
+
+
+def our_reading(folder: Path, shape: Any) -> dict[str, Tensor]:
+    """module.NAME -> tensor, without NeMo and Megatron."""
+    checkpoint = open_checkpoint(folder)
+    rules = token_rules if hasattr(shape, "vocab_size") else network_rules
+    tensors = lazy_network(checkpoint, rules=rules(shape, checkpoint))
+    return {f"module.{name}": tensor.read() for name, tensor in tensors.items()}
 
 
 def assert_same_bits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -9,7 +9,9 @@ import pytest
 from cosmos_nemo.checkpoint.convert import convert
 from cosmos_nemo.checkpoint.locate import EMBEDDED, LocateError
 from cosmos_nemo.checkpoint.reader import CheckpointError, open_checkpoint
-from tests.nemo.conftest import GOLDEN, NANO, Published, assert_same_bits, model_of, tensors_of
+from tests.nemo.conftest import GOLDEN, NANO, Published, assert_same_bits, model_of, needs_nemo, tensors_of
+
+pytestmark = needs_nemo
 
 
 def imported(file: Published, target: Path, *, overwrite: bool = False) -> Path:
@@ -76,7 +78,7 @@ def test_the_released_nemo_folder_is_imported_with_its_bits(tmp_path: Path) -> N
 def test_a_post_trained_network_is_imported_exactly_and_its_export_says_why_it_cannot_be(
     tmp_path: Path,
 ) -> None:
-    """Training fills the blocks beside the diagonal of adaLN's matrices, for which no other layout has room."""
+    """Training fills the blocks beside the diagonal of adaLN's matrices: no other layout has room."""
     source = EMBEDDED / NANO / "nemo"
     nemo = imported(Published(source, f"cosmos://{source}", {"model": NANO}), tmp_path / "nemo")
     assert_same_bits(tensors_of(nemo), tensors_of(source))
@@ -177,7 +179,9 @@ def test_sizes_that_the_config_states_are_those_of_the_checkpoint(all_published,
     assert "rope_ratios_THW" in (nemo / "card.json").read_text()
 
 
-@pytest.mark.parametrize(("missing", "complaint"), [("end", "truncated or damaged"), ("all", "no file of torch")])
+@pytest.mark.parametrize(
+    ("missing", "complaint"), [("end", "truncated or damaged"), ("all", "no file of torch")]
+)
 def test_a_truncated_file_is_refused_and_what_stood_there_stays(
     text2world: Published, tmp_path: Path, missing: str, complaint: str
 ) -> None:
@@ -206,7 +210,10 @@ def test_overwrite_replaces_whatever_is_there_and_without_it_nothing_is_touched(
         "folder": lambda: shutil.copytree(tmp_path / "source", target),
         "link": lambda: target.symlink_to(tmp_path / "other"),
     }[there]()
-    for call in (lambda **o: imported(text2world, target, **o), lambda **o: exported(nemo, "predict1", target, **o)):
+    for call in (
+        lambda **o: imported(text2world, target, **o),
+        lambda **o: exported(nemo, "predict1", target, **o),
+    ):
         with pytest.raises(CheckpointError, match="target exists already: pass overwrite=True"):
             call()
         call(overwrite=True)
@@ -244,7 +251,7 @@ def test_a_models_name_stands_for_its_weights(tmp_path: Path) -> None:
         CosmosModel(), "cosmos://Cosmos-Nano-WorldInterpolator", output_path=tmp_path / "interpolator"
     )
     assert io.load_context(interpolator, subpath="model").config.model == "Cosmos-Nano-WorldInterpolator"
-    with pytest.raises(LocateError, match="download/diffusion.py"):
+    with pytest.raises(LocateError, match=r"download/diffusion\.py"):
         io.import_ckpt(
             CosmosModel(), "cosmos://nvidia/Cosmos-Predict1-7B-Text2World", output_path=tmp_path / "7b"
         )
@@ -252,7 +259,7 @@ def test_a_models_name_stands_for_its_weights(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nothing.pt does not exist"):
+    with pytest.raises(CheckpointError, match=r"nothing\.pt does not exist"):
         imported(Published(tmp_path, f"cosmos://{tmp_path / 'nothing.pt'}"), tmp_path / "nemo")
     assert list(tmp_path.iterdir()) == []
 

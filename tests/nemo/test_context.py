@@ -10,23 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from cosmos_nemo.catalog import CatalogError
-from cosmos_nemo.checkpoint.convert import lazy_network
-from cosmos_nemo.checkpoint.names import network_rules
-from cosmos_nemo.checkpoint.reader import open_checkpoint
-from cosmos_nemo.checkpoint.token_names import token_rules
+from cosmos_nemo.catalog import CARDS, CatalogError
+from cosmos_nemo.checkpoint.token_identity import token_cards
 from cosmos_nemo.training.nemo_checkpoint import save
-from tests.nemo.conftest import NANO, Published, assert_same_bits, model_of
+from tests.nemo.conftest import NANO, Published, assert_same_bits, model_of, needs_nemo, our_reading
 from tests.parallel.train_worker import CARD, alone
 from tests.test_layering import ROOT
 
-
-def our_reading(folder: Path, shape: Any) -> dict[str, torch.Tensor]:
-    """module.NAME -> tensor, without NeMo and Megatron."""
-    checkpoint = open_checkpoint(folder)
-    rules = token_rules if hasattr(shape, "vocab_size") else network_rules
-    tensors = lazy_network(checkpoint, rules=rules(shape, checkpoint))
-    return {f"module.{name}": tensor.read() for name, tensor in tensors.items()}
+pytestmark = needs_nemo
 
 
 def megatrons_reading(folder: Path) -> dict[str, torch.Tensor]:
@@ -36,9 +27,7 @@ def megatrons_reading(folder: Path) -> dict[str, torch.Tensor]:
     model = io.load_context(folder, subpath="model")
     model.configure_model()
     assert all(parameter.isnan().all() for parameter in model.module.parameters())
-    return dist_checkpointing.load(
-        model.module.sharded_state_dict(prefix="module."), str(folder / "weights")
-    )
+    return dist_checkpointing.load(model.module.sharded_state_dict(prefix="module."), str(folder / "weights"))
 
 
 def test_megatron_loads_the_network_of_the_context_with_the_bits_of_our_reader(
@@ -80,9 +69,7 @@ def test_the_whole_context_and_the_config_alone_are_loaded_too(text2world: Publi
     assert unbuilt.config.model == NANO
 
 
-def test_what_nemo_itself_writes_of_the_model_is_the_same_context(
-    all_published: Any, tmp_path: Path
-) -> None:
+def test_what_nemo_itself_writes_of_the_model_is_the_same_context(all_published: Any, tmp_path: Path) -> None:
     """io.json of ours, loaded and written again by NeMo, has the same classes and arguments."""
     from nemo.lightning import io
     from nemo.lightning.io.pl import TrainerContext
@@ -120,15 +107,12 @@ def test_names_and_fields_that_do_not_exist_are_refused_with_the_nearest() -> No
 
     with pytest.raises(CatalogError, match="Nearest: Cosmos-Nano-Text2World"):
         CosmosConfig(model="Cosmos-Nano-Text2Wrld")
-    with pytest.raises(CatalogError, match="num_layer is no field of a card. Nearest: num_layers"):
+    with pytest.raises(CatalogError, match=r"num_layer is no field of a card\. Nearest: num_layers"):
         CosmosConfig(model=NANO, overrides={"network": {"num_layer": 2}})
 
 
 def test_every_card_has_a_config_with_megatrons_sizes() -> None:
     from cosmos_nemo_recipes.model import CosmosConfig
-
-    from cosmos_nemo.checkpoint.token_identity import token_cards
-    from cosmos_nemo.catalog import CARDS
 
     for name in {**CARDS, **token_cards()}:
         config = CosmosConfig(model=name)

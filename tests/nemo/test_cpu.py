@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from cosmos_nemo.checkpoint.reader import open_checkpoint
-from tests.nemo.conftest import Published, assert_same_bits, model_of, tensors_of
+from tests.nemo.conftest import Published, assert_same_bits, model_of, needs_nemo, our_reading, tensors_of
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="it is for machines without CUDA")
+pytestmark = [
+    needs_nemo,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="it is for machines without CUDA"),
+]
 
 
 def test_inside_the_device_is_the_cpu_and_afterwards_all_is_as_before() -> None:
@@ -29,8 +32,6 @@ def test_inside_the_device_is_the_cpu_and_afterwards_all_is_as_before() -> None:
 )
 def test_nemos_strategy_loads_the_bits_of_our_reader(all_published, tmp_path: Path, family: str) -> None:
     from nemo.lightning import io
-
-    from tests.nemo.test_context import our_reading
 
     file = all_published(family)
     folder = io.import_ckpt(model_of(file), file.source, output_path=tmp_path / "nemo")

@@ -22,7 +22,7 @@ _FIDDLE = "fiddle._src.config"
 
 @dataclass(frozen=True, kw_only=True)
 class NeMoContext:
-    """Arguments of the CosmosConfig of a checkpoint: the card's name, its card.json, which of its networks."""
+    """Arguments of a checkpoint's CosmosConfig: the card's name, its card.json, which of its networks."""
 
     model: str
     overrides: Mapping[str, Any]
@@ -80,9 +80,7 @@ class _Graph:
         }
         traverser = _pyref(_FIDDLE, "BuildableTraverserMetadata")
         about = self._add("metadata", traverser, _attributes(metadata), metadata=traverser)
-        return self._add(
-            "config", _pyref(_FIDDLE, "Config"), _attributes(values), metadata=about.link, at=at
-        )
+        return self._add("config", _pyref(_FIDDLE, "Config"), _attributes(values), metadata=about.link, at=at)
 
     def _value(self, value: Any, *, at: str | None = None) -> dict[str, Any]:
         places = {} if at is None else {"paths": [at]}
