@@ -88,7 +88,7 @@ class CosmosConnector(io.ModelConnector):
         return Path(str(self)).expanduser()
 
     def nemo_setup(self, model: Any, trainer: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As NeMo's, without CUDA too: the network is built, and NaN."""
+        """As NeMo's, without CUDA too: the network is built, its values undefined."""
         with nemo_on_cpu():
             return super().nemo_setup(model, trainer, *args, **kwargs)
 

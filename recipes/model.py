@@ -14,6 +14,7 @@ from cosmos_nemo_recipes.connectors import EXPORTERS, IMPORTERS, CosmosConnector
 from megatron.core.transformer.transformer_config import TransformerConfig
 from nemo.lightning import io
 from torch import nn
+from torch.nn import functional as F
 
 from cosmos_nemo.catalog import CARDS, DiTShape, TokenShape
 
@@ -36,8 +37,10 @@ class CosmosConfig(TransformerConfig, io.IOMixin):
         self.num_layers, self.hidden_size = shape.num_layers, shape.hidden_size
         self.num_attention_heads, self.kv_channels = shape.num_heads, shape.head_dim
         self.ffn_hidden_size = shape.ffn_hidden_size
+        self.activation_func = F.gelu
         if isinstance(shape, TokenShape):
-            self.num_query_groups, self.gated_linear_unit = shape.num_kv_heads, True
+            self.num_query_groups, self.layernorm_epsilon = shape.num_kv_heads, shape.norm_eps
+            self.activation_func, self.gated_linear_unit, self.qk_layernorm = F.silu, True, True
         self.add_bias_linear, self.normalization = False, "RMSNorm"
         self.hidden_dropout = self.attention_dropout = 0.0
         self.bf16 = self.params_dtype == torch.bfloat16

@@ -5,6 +5,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+import torch
 
 from cosmos_nemo.checkpoint.convert import convert
 from cosmos_nemo.checkpoint.locate import EMBEDDED, LocateError
@@ -228,6 +229,24 @@ def test_a_checkpoint_is_not_written_over_itself(text2world: Published, tmp_path
     with pytest.raises(CheckpointError, match="name another output_path"):
         imported(text2world, target, overwrite=True)
     assert tensors_of(text2world.path)
+
+
+def test_the_moving_average_and_another_type_are_taken_when_asked_for(all_published, tmp_path: Path) -> None:
+    """As Predict2's .pt files may hold it."""
+    from nemo.lightning import io
+
+    file = all_published("Predict2")
+    weights = tensors_of(file.path)
+    both = weights | {name.replace("net.", "net_ema."): -tensor for name, tensor in weights.items()}
+    torch.save(both, tmp_path / "both.pt")
+    source = f"predict2://{tmp_path / 'both.pt'}"
+    plain = io.import_ckpt(model_of(file), source, output_path=tmp_path / "plain")
+    average = io.import_ckpt(
+        model_of(file), source, output_path=tmp_path / "average", averaged=True, dtype=torch.float32
+    )
+    expected = {name: -tensor.float() for name, tensor in tensors_of(plain).items()}
+    assert_same_bits(tensors_of(average), expected)
+    assert io.load_context(average, subpath="model").config.params_dtype == torch.float32
 
 
 def test_a_layout_of_another_name_is_refused(text2world: Published, tmp_path: Path) -> None:

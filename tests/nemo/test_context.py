@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from cosmos_nemo.catalog import CARDS, CatalogError
+from cosmos_nemo.checkpoint.locate import EMBEDDED
 from cosmos_nemo.checkpoint.token_identity import token_cards
 from cosmos_nemo.training.nemo_checkpoint import save
 from tests.nemo.conftest import NANO, Published, assert_same_bits, model_of, needs_nemo, our_reading
@@ -42,6 +43,16 @@ def test_megatron_loads_the_network_of_the_context_with_the_bits_of_our_reader(
     expected = our_reading(tmp_path / "nemo", model.config.shape)
     assert len(expected) > 15 and not any(tensor.isnan().any() for tensor in expected.values())
     assert_same_bits(megatrons_reading(tmp_path / "nemo"), expected)
+
+
+@pytest.mark.parametrize("kind", ["Text2World", "Video2World", "WorldInterpolator", "Predict2-Video2World"])
+def test_the_models_that_ship_with_the_package_are_nemo_checkpoints(kind: str) -> None:
+    from nemo.lightning import io
+
+    folder = EMBEDDED / f"Cosmos-Nano-{kind}" / "nemo"
+    config = io.load_context(folder, subpath="model").config
+    assert (config.model, config.shape) == (f"Cosmos-Nano-{kind}", CARDS[f"Cosmos-Nano-{kind}"].network)
+    assert_same_bits(megatrons_reading(folder), our_reading(folder, config.shape))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -5,8 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from cosmos_nemo.checkpoint.card_file import read_card_file
 from cosmos_nemo.checkpoint.reader import open_checkpoint
-from tests.nemo.conftest import Published, assert_same_bits, model_of, needs_nemo, our_reading, tensors_of
+from tests.nemo.conftest import (
+    NANO,
+    Published,
+    assert_same_bits,
+    model_of,
+    needs_nemo,
+    our_reading,
+    tensors_of,
+)
 
 pytestmark = [
     needs_nemo,
@@ -51,6 +60,7 @@ def test_what_nemo_saves_is_read_by_us_and_by_its_context(all_published, tmp_pat
     connector.nemo_save(tmp_path / "saved", trainer)
     assert open_checkpoint(tmp_path / "saved").layout == "torch_dist"
     assert_same_bits(tensors_of(tmp_path / "saved"), tensors_of(folder))
+    assert read_card_file(tmp_path / "saved") == read_card_file(folder)
     again = io.load_context(tmp_path / "saved", subpath="model").config
     assert (again.model, again.shape, again.params_dtype) == (
         model.config.model,
@@ -60,3 +70,20 @@ def test_what_nemo_saves_is_read_by_us_and_by_its_context(all_published, tmp_pat
     io.export_ckpt(tmp_path / "saved", "safetensors", output_path=tmp_path / "exported")
     io.export_ckpt(folder, "safetensors", output_path=tmp_path / "expected")
     assert_same_bits(tensors_of(tmp_path / "exported"), tensors_of(tmp_path / "expected"))
+
+
+def test_a_network_that_nemo_set_up_is_saved_with_the_numbers_that_are_in_it(tmp_path: Path) -> None:
+    from cosmos_nemo_recipes.model import CosmosConfig, CosmosModel
+    from nemo.lightning import io
+
+    model = CosmosModel(CosmosConfig(model=NANO, params_dtype=torch.bfloat16))
+    connector = model.importer(f"cosmos://{NANO}")
+    trainer = connector.nemo_setup(model)
+    for count, parameter in enumerate(model.module.parameters()):
+        parameter.fill_(count)
+    connector.nemo_save(tmp_path / "saved", trainer)
+    config = io.load_context(tmp_path / "saved", subpath="model").config
+    assert (config.model, config.params_dtype) == (NANO, torch.bfloat16)
+    found = our_reading(tmp_path / "saved", config.shape)
+    for count, (name, parameter) in enumerate(model.module.named_parameters()):
+        assert torch.equal(found[f"module.{name}"], torch.full_like(parameter, count)), name
