@@ -187,11 +187,11 @@ class CosmosImporter(CosmosConnector):
 
         return Path(base_path or NEMO_MODELS_CACHE) / str(self.source.resolve()).lstrip("/")
 
-    def on_import_ckpt(self, model: "CosmosModel") -> None:
+    def on_import_ckpt(self, model: Any) -> None:
         """A model that was asked for without a config becomes the one that was found."""
         if self.expected is None and self.written is not None:
-            model.config = io.load_context(self.written, subpath="model.config")
-            model.__io__.config = model.config.__io__
+            found: Any = io.load_context(self.written, subpath="model.config")
+            model.config, model.__io__.config = found, found.__io__
 
 
 class TorchImporter(CosmosImporter):
@@ -224,7 +224,7 @@ class CosmosExporter(CosmosConnector):
         """kwargs as an importer's."""
         from cosmos_nemo.checkpoint.convert import convert
 
-        config = io.load_context(self.source, subpath="model").config
+        config: Any = io.load_context(self.source, subpath="model.config")
         convert(
             self.source,
             output_path,

@@ -37,7 +37,7 @@ class CosmosConfig(TransformerConfig, io.IOMixin):
         self.num_layers, self.hidden_size = shape.num_layers, shape.hidden_size
         self.num_attention_heads, self.kv_channels = shape.num_heads, shape.head_dim
         self.ffn_hidden_size = shape.ffn_hidden_size
-        self.activation_func = F.gelu
+        self.activation_func: Any = F.gelu
         if isinstance(shape, TokenShape):
             self.num_query_groups, self.layernorm_epsilon = shape.num_kv_heads, shape.norm_eps
             self.activation_func, self.gated_linear_unit, self.qk_layernorm = F.silu, True, True
@@ -118,7 +118,7 @@ class CosmosModel(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             "post-train`, whose checkpoints NeMo reads."
         )
 
-    def importer(self, path: str) -> CosmosConnector:  # type: ignore[override]
+    def importer(self, path: str) -> CosmosConnector:
         """The importer of `path`, e.g. predict1:///models/model.pt, which expects this model."""
         connector: CosmosConnector = type(self)._get_connector(path)
         connector.expected = self.config if self.is_known else None

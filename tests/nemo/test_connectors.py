@@ -178,6 +178,9 @@ def test_sizes_that_the_config_states_are_those_of_the_checkpoint(all_published,
     nemo = imported(Published(source.path, source.source, config), tmp_path / "nemo")
     assert io.load_context(nemo, subpath="model").config.shape.rope_ratios_THW == (1.0, 1.5, 1.5)
     assert "rope_ratios_THW" in (nemo / "card.json").read_text()
+    (nemo / "card.json").unlink()  # NeMo's own trainer writes none
+    exported(nemo, "predict1", tmp_path / "exported")
+    assert "rope_ratios_THW" in (tmp_path / "exported" / "card.json").read_text()
 
 
 @pytest.mark.parametrize(
