@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from cosmos_nemo.checkpoint.token_identity import holds_token_transformer, ident
 from cosmos_nemo.checkpoint.token_names import token_rules
 from cosmos_nemo.checkpoint.token_sizes import describe as describe_tokens
 from cosmos_nemo.checkpoint.writer import write_diffusers, write_model_pt, write_safetensors, write_torch_dist
+from cosmos_nemo.checkpoint.writer.nemo_context import NeMoContext
 from cosmos_nemo.checkpoint.writer.new_path import refuse_existing
 from cosmos_nemo.checkpoint.writer.token_transformer import (
     write_token_model_pt,
@@ -57,6 +59,7 @@ def convert(
     *,
     to: str,
     model: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     averaged: bool = False,
     on_tensor: Callable[[int, int], None] | None = None,
@@ -64,15 +67,15 @@ def convert(
     """Writes the network at `source` into the new folder `target`, in the layout `to`; returns which it was.
 
     It is a diffusion transformer or an autoregressive one. `model` names its card, found by its shapes if
-    left out; `dtype` None keeps each tensor's own;
-    `averaged` takes the moving average of the weights. One tensor is in memory at a time (all of them for a
-    model.pt, which torch.save writes at once); `on_tensor(done, total)` follows each. Raises CheckpointError,
-    CatalogError.
+    left out; `overrides` are what its card.json would say, the one beside `source` if left out; `dtype` None
+    keeps each tensor's own; `averaged` takes the moving average of the weights. One tensor is in memory at a
+    time (all of them for a model.pt, which torch.save writes at once); `on_tensor(done, total)` follows each.
+    Raises CheckpointError, CatalogError.
     """
     refuse_existing(target)
     checkpoint = open_network(source, averaged=averaged)
     plan = _plan_tokens if holds_token_transformer(checkpoint) else _plan_diffusion
-    conversion = plan(checkpoint, to=to, model=model)
+    conversion = plan(checkpoint, to=to, model=model, overrides=overrides)
     if dtype is None:
         _refuse_mixed(checkpoint, conversion.rules)
     tensors = lazy_network(checkpoint, rules=conversion.rules, dtype=dtype)
@@ -95,18 +98,22 @@ class _Conversion:
     write: Callable[..., None]
 
 
-def _plan_diffusion(checkpoint: Checkpoint, *, to: str, model: str | None) -> _Conversion:
-    identity = identify(checkpoint, model=model)
+def _plan_diffusion(
+    checkpoint: Checkpoint, *, to: str, model: str | None, overrides: Mapping[str, Any] | None
+) -> _Conversion:
+    identity = identify(checkpoint, model=model, overrides=overrides)
     shape = identity.card.network
     if shape.family not in _FAMILIES_OF.get(to, Family):
         other = next(name for name, families in _FAMILIES_OF.items() if shape.family in families)
         raise CheckpointError(f"{checkpoint.path} is {describe(shape)}: convert it --to {other}, not {to}.")
     rules = network_rules(shape, checkpoint)
-    return _Conversion(identity=identity, shape=shape, rules=rules, write=WRITERS[to])
+    return _Conversion(identity=identity, shape=shape, rules=rules, write=_writer(WRITERS, to, identity))
 
 
-def _plan_tokens(checkpoint: Checkpoint, *, to: str, model: str | None) -> _Conversion:
-    identity = identify_tokens(checkpoint, model=model)
+def _plan_tokens(
+    checkpoint: Checkpoint, *, to: str, model: str | None, overrides: Mapping[str, Any] | None
+) -> _Conversion:
+    identity = identify_tokens(checkpoint, model=model, overrides=overrides)
     assert identity.card.tokens is not None
     shape = identity.card.tokens.network
     if to not in TOKEN_WRITERS:
@@ -115,7 +122,17 @@ def _plan_tokens(checkpoint: Checkpoint, *, to: str, model: str | None) -> _Conv
             f"{' or '.join(TOKEN_WRITERS)}, not {to}."
         )
     rules = token_rules(shape, checkpoint)
-    return _Conversion(identity=identity, shape=shape, rules=rules, write=TOKEN_WRITERS[to])
+    write = _writer(TOKEN_WRITERS, to, identity)
+    return _Conversion(identity=identity, shape=shape, rules=rules, write=write)
+
+
+def _writer(writers: Mapping[str, Callable[..., None]], to: str, identity: Identity) -> Callable[..., None]:
+    if to != "nemo":
+        return writers[to]
+    context = NeMoContext(
+        model=identity.base.name, overrides=identity.overrides, diffusion_decoder=identity.is_decoder
+    )
+    return partial(writers[to], context=context)
 
 
 def _refuse_mixed(checkpoint: Checkpoint, rules: Mapping[str, Rule]) -> None:

@@ -1,5 +1,6 @@
 """Which model a checkpoint holds."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,13 +28,15 @@ class Identity:
         return overrides_of(self.card, self.base)
 
 
-def identify(checkpoint: Checkpoint, *, model: str | None = None) -> Identity:
-    """The card called `model` (None: the one of the nearest sizes) with the checkpoint's card.json.
+def identify(
+    checkpoint: Checkpoint, *, model: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> Identity:
+    """The card called `model` (None: the one of the nearest sizes) with `overrides` (None: the card.json's).
 
     Of an autoregressive model, it is the diffusion decoder. CheckpointError if the shapes tell nothing, or
     that the model is of another kind; CatalogError for an unknown name or a bad card.json.
     """
-    stated = read_card_file(checkpoint.path)
+    stated = read_card_file(checkpoint.path) if overrides is None else dict(overrides)
     found = infer_shape(checkpoint, like=next(iter(CARDS.values())).network)
     if model is not None:
         base = find_card(model)

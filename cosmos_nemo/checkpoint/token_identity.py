@@ -1,7 +1,9 @@
 """Which autoregressive model a checkpoint holds."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from cosmos_nemo.catalog import CARDS, ModelCard, TokenModel, TokenShape, find_card, with_overrides
 from cosmos_nemo.checkpoint.autoregressive import MODELS
@@ -36,13 +38,16 @@ def token_cards() -> dict[str, ModelCard]:
     return released | {name: card for name, card in CARDS.items() if card.tokens is not None}
 
 
-def identify_tokens(checkpoint: Checkpoint, *, model: str | None = None) -> Identity:
-    """The card called `model` (None: the one of the nearest sizes) with the checkpoint's card.json.
+def identify_tokens(
+    checkpoint: Checkpoint, *, model: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> Identity:
+    """The card called `model` (None: the one of the nearest sizes) with `overrides` (None: the card.json's).
 
     How angles are scaled is the card's: no tensor tells it. CheckpointError if `model` is no autoregressive
     one, or if the shapes tell nothing; CatalogError for an unknown name or a bad card.json.
     """
-    stated, found = read_card_file(checkpoint.path), infer_token_shape(checkpoint)
+    stated = read_card_file(checkpoint.path) if overrides is None else dict(overrides)
+    found = infer_token_shape(checkpoint)
     if model is not None:
         base = token_cards().get(model) or find_card(model)
         if base.tokens is None:

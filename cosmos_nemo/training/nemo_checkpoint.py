@@ -1,7 +1,8 @@
 """What a run writes: `checkpoints/epoch=E-step=S/{context,weights,training_state}`, as NeMo lays it out.
 
 `weights` is the network in NeMo's torch_dist format, the average if there is one: what inference takes with
---nemo_checkpoint. `training_state` is what --resume takes. `context` says how the run was made.
+--nemo_checkpoint. `training_state` is what --resume takes. `context` says how the run was made, and is what
+NeMo's load_context reads.
 """
 
 import json
@@ -17,17 +18,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cosmos_nemo.catalog import CARDS, overrides_of
-from cosmos_nemo.checkpoint.card_file import write_card_file
 from cosmos_nemo.checkpoint.load import split_axis
 from cosmos_nemo.checkpoint.names import parameter_shapes
 from cosmos_nemo.checkpoint.reader import LazyTensor
 from cosmos_nemo.checkpoint.writer import write_torch_dist
+from cosmos_nemo.checkpoint.writer.nemo_context import CONTEXT, NeMoContext
 from cosmos_nemo.parallel.rank_zero import everywhere, only_rank_zero
 from cosmos_nemo.training.loop import Training
 from cosmos_nemo.training.objective import noise_levels
 from cosmos_nemo.training.state import write_description, write_part
 
-STATE, CONTEXT = "training_state", "context"
+STATE = "training_state"
 _NAME = re.compile(r"epoch=(\d+)-step=(\d+)")
 
 
@@ -80,11 +81,17 @@ def _finish(
 ) -> None:
     card = training.card
     tensors = {name: LazyTensor.of(weight) for name, weight in weights.items()}
-    write_torch_dist(partial / "model", tensors, shape=card.network)
-    (partial / "model" / "weights").rename(partial / "weights")
-    shutil.rmtree(partial / "model")
-    write_card_file(partial, overrides_of(card, CARDS[card.name]))
-    (partial / CONTEXT).mkdir()
+    overrides = overrides_of(card, CARDS[card.name])
+    write_torch_dist(
+        partial / "model",
+        tensors,
+        shape=card.network,
+        card_overrides=overrides,
+        context=NeMoContext(model=card.name, overrides=overrides),
+    )
+    for path in (partial / "model").iterdir():
+        path.rename(partial / path.name)
+    (partial / "model").rmdir()
     about = {
         "model": card.name,
         "step": training.step,

@@ -10,6 +10,7 @@ from cosmos_nemo.catalog import TokenShape
 from cosmos_nemo.checkpoint.card_file import write_card_file
 from cosmos_nemo.checkpoint.reader import LazyTensor
 from cosmos_nemo.checkpoint.token_formats import Stored, TokenFormat, token_rules_for
+from cosmos_nemo.checkpoint.writer.nemo_context import NeMoContext
 from cosmos_nemo.checkpoint.writer.new_path import new_path
 from cosmos_nemo.checkpoint.writer.pieces import pieces_by
 from cosmos_nemo.checkpoint.writer.safetensors import write_file
@@ -25,13 +26,14 @@ def write_token_torch_dist(
     *,
     shape: TokenShape,
     card_overrides: Mapping[str, Any] | None = None,
+    context: NeMoContext | None = None,
 ) -> None:
     """Writes `folder/weights/` with the layers stacked, as write_torch_dist does, whose arguments these are.
 
     `tensors` has every name of token_formats.token_parameter_shapes(shape).
     """
     pieces = pieces_by(token_rules_for(shape, NEMO), tensors)
-    write_pieces(folder, pieces, card_overrides=card_overrides)
+    write_pieces(folder, pieces, card_overrides=card_overrides, context=context)
 
 
 def write_token_model_pt(

@@ -1,5 +1,6 @@
 """NeMo's present layout: `weights/` with `.metadata` and one file of tensors, which Megatron-core reads."""
 
+import math
 import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from cosmos_nemo.catalog import DiTShape
 from cosmos_nemo.checkpoint.card_file import write_card_file
 from cosmos_nemo.checkpoint.reader import LazyTensor
+from cosmos_nemo.checkpoint.writer.nemo_context import NeMoContext, write_context
 from cosmos_nemo.checkpoint.writer.new_path import new_path
 from cosmos_nemo.checkpoint.writer.pieces import Piece, pieces_of, write_common_files
 
@@ -23,17 +25,22 @@ def write_torch_dist(
     *,
     shape: DiTShape,
     card_overrides: Mapping[str, Any] | None = None,
+    context: NeMoContext | None = None,
 ) -> None:
     """Writes the network as `folder/weights/`, and `folder/card.json` if there are overrides.
 
-    `tensors` has every name of names.parameter_shapes(shape); they are made one at a time. No process group
-    is needed. CheckpointError if `folder` exists.
+    `tensors` has every name of names.parameter_shapes(shape); they are made one at a time. With `context`
+    NeMo's loaders know the network too. No process group is needed. CheckpointError if `folder` exists.
     """
-    write_pieces(folder, pieces_of(tensors, shape=shape), card_overrides=card_overrides)
+    write_pieces(folder, pieces_of(tensors, shape=shape), card_overrides=card_overrides, context=context)
 
 
 def write_pieces(
-    folder: Path, pieces: Iterable[Piece], *, card_overrides: Mapping[str, Any] | None = None
+    folder: Path,
+    pieces: Iterable[Piece],
+    *,
+    card_overrides: Mapping[str, Any] | None = None,
+    context: NeMoContext | None = None,
 ) -> None:
     """As write_torch_dist, of the pieces of any network; they are read one at a time."""
     with new_path(folder) as partial:
@@ -44,6 +51,9 @@ def write_pieces(
         (weights / ".metadata").write_bytes(_metadata(places))
         write_common_files(weights, backend="torch_dist")
         write_card_file(partial, dict(card_overrides or {}))
+        if context is not None:
+            largest = max((piece for piece, _, _ in places), key=lambda piece: math.prod(piece.shape))
+            write_context(partial, context, dtype=largest.tensor.dtype)
 
 
 def _append(file: BinaryIO, piece: Piece) -> tuple[int, int]:

@@ -14,11 +14,13 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmb
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import sharded_state_dict_default
 from torch import Tensor, nn
 
 from cosmos_nemo.catalog import TokenShape
 from cosmos_nemo.models.common.backend import Backend
 from cosmos_nemo.models.common.linears import column
+from cosmos_nemo.models.common.sharded import stacked_layers, without_extra_states
 from cosmos_nemo.models.token_transformer.attention import attend_causally, attend_with_one
 from cosmos_nemo.models.token_transformer.cache import KeyValueCache, empty_cache
 from cosmos_nemo.models.token_transformer.layers import TextKeyValue, TokenLayer, rms_norm
@@ -93,6 +95,24 @@ class Decoder(MegatronModule):
     def __iter__(self) -> Iterator[TokenLayer]:
         return iter(cast(list[TokenLayer], self.layers))
 
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The layers stacked, their norms in the linears after them, as NeMo's checkpoints have them."""
+        last: dict[str, Any] = sharded_state_dict_default(
+            self.final_layernorm, f"{prefix}final_layernorm.", sharded_offsets, metadata
+        )
+        return last | stacked_layers(
+            self,
+            prefix=prefix,
+            sharded_offsets=sharded_offsets,
+            metadata=metadata,
+            stored_names={
+                "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+                "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+            },
+        )
+
 
 class TokenTransformer(MegatronModule):
     """Reads tokens of a video in raster order and says of each which one comes next.
@@ -131,6 +151,12 @@ class TokenTransformer(MegatronModule):
         self.output_layer = column(
             ColumnParallelLinear, config.hidden_size, shape.vocab_size, outer, pg_collection
         )
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """What Megatron's dist_checkpointing loads from a NeMo checkpoint; see common/sharded.py."""
+        return without_extra_states(super().sharded_state_dict(prefix, sharded_offsets, metadata))
 
     @property
     def fuses_steps(self) -> bool:

@@ -28,6 +28,7 @@ from cosmos_nemo.models.common.dit.embeddings import (
     unpatchify,
 )
 from cosmos_nemo.models.common.dit.layers import DiTLayer, KeyValue, LayerModulation, Modulation, Rope
+from cosmos_nemo.models.common.sharded import stacked_layers, without_extra_states
 from cosmos_nemo.parallel.context import gather_tokens, local_length, split_tokens
 
 
@@ -64,17 +65,8 @@ class Decoder(MegatronModule):
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """One sharded tensor per kind of parameter, the layer as its first axis, as Megatron's block does."""
-        from megatron.core.dist_checkpointing.utils import replace_prefix_for_sharding
-
-        found: dict[str, Any] = {}
-        for index, layer in enumerate(self):
-            local, shared = f"{prefix}layers.{index}.", f"{prefix}layers."
-            offsets = (*sharded_offsets, (0, index, len(self.layers)))
-            state: dict[str, Any] = layer.sharded_state_dict(local, offsets, metadata)
-            replace_prefix_for_sharding(state, local, shared)
-            found.update(state)
-        return found
+        """The layers stacked; see common/sharded.py."""
+        return stacked_layers(self, prefix=prefix, sharded_offsets=sharded_offsets, metadata=metadata)
 
 
 class DiT(MegatronModule):
@@ -107,6 +99,12 @@ class DiT(MegatronModule):
         self.final_layer = FinalLayer(
             width, shape.latent_channels * patch**2, shape.adaln_lora_dim, dtype=dtype
         )
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """What Megatron's dist_checkpointing loads from a NeMo checkpoint; see common/sharded.py."""
+        return without_extra_states(super().sharded_state_dict(prefix, sharded_offsets, metadata))
 
     @property
     def device(self) -> torch.device:
