@@ -170,10 +170,16 @@ class _Counter:
     done: int = 0
 
     def after(self, tensor: LazyTensor) -> LazyTensor:
+        """Counts its first reading alone; a writer may look at a tensor before it writes it."""
+        is_counted = False
+
         def load(index: Index) -> Tensor:
+            nonlocal is_counted
             value = tensor.load(index)
-            self.done += 1
-            self.on_tensor(self.done, self.total)
+            if not is_counted:
+                is_counted = True
+                self.done += 1
+                self.on_tensor(self.done, self.total)
             return value
 
         return LazyTensor(tensor.shape, tensor.dtype, load)

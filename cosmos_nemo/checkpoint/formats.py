@@ -178,8 +178,9 @@ DIFFUSERS = Format(
     layer_prefix="transformer_blocks.{layer}.",
     layer=_DIFFUSERS_LAYER,
 )
-_IN_MEMORY = Format(name="in memory", marker=r"decoder\.layers\.(\d+)\.")
-_FORMATS = (NEMO, PREDICT1, PREDICT2, DIFFUSERS, _IN_MEMORY)
+IN_MEMORY = Format(name="in memory", marker=r"decoder\.layers\.(\d+)\.")
+"""As the parameters of the network are called: every matrix has its place, fused ones too."""
+_FORMATS = (NEMO, PREDICT1, PREDICT2, DIFFUSERS, IN_MEMORY)
 RELEASED = {Family.COSMOS1: PREDICT1, Family.PREDICT2: PREDICT2, Family.TOKEN_DECODER: PREDICT1}
 """How the .pt files of each family name their tensors."""
 

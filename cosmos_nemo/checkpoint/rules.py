@@ -167,11 +167,19 @@ class BlockDiagonal(Rule):
         return torch.block_diag(*(checkpoint.read(name) for name in self.names))[index]
 
     def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        count = len(self.names)
-        blocks = rearrange(tensor, "(i row) (j column) -> i j row column", i=count, j=count)
-        if any(blocks[i, j].any() for i in range(count) for j in range(count) if i != j):
+        if self.is_dense(tensor):
             raise CheckpointError(
                 f"{self.names[0]} cannot hold this matrix: post-training made the blocks beside its diagonal "
-                "non-zero, which only the NeMo layout keeps. Convert with --to nemo"
+                "non-zero, which only NeMo's layout and safetensors keep. Convert with --to nemo"
             )
-        return tuple(blocks[i, i] for i in range(count))
+        blocks = self._blocks(tensor)
+        return tuple(blocks[i, i] for i in range(len(self.names)))
+
+    def is_dense(self, tensor: Tensor) -> bool:
+        """Whether there is something beside the diagonal's blocks."""
+        count, blocks = len(self.names), self._blocks(tensor)
+        return any(bool(blocks[i, j].any()) for i in range(count) for j in range(count) if i != j)
+
+    def _blocks(self, tensor: Tensor) -> Tensor:
+        count = len(self.names)
+        return rearrange(tensor, "(i row) (j column) -> i j row column", i=count, j=count)

@@ -1,4 +1,4 @@
-"""safetensors in the names of the released model.pt, or a folder for diffusers' CosmosTransformer3DModel."""
+"""safetensors, or a folder for diffusers' CosmosTransformer3DModel."""
 
 import json
 import struct
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from cosmos_nemo.catalog import DiTShape, Family
 from cosmos_nemo.checkpoint.card_file import write_card_file
-from cosmos_nemo.checkpoint.formats import DIFFUSERS, RELEASED
+from cosmos_nemo.checkpoint.formats import DIFFUSERS, IN_MEMORY, RELEASED
 from cosmos_nemo.checkpoint.names import rules_for
 from cosmos_nemo.checkpoint.reader import LazyTensor
-from cosmos_nemo.checkpoint.rules import Rule
+from cosmos_nemo.checkpoint.rules import BlockDiagonal, Rule
 from cosmos_nemo.checkpoint.writer.new_path import new_path
 
 _DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
@@ -27,13 +27,16 @@ def write_safetensors(
     shape: DiTShape,
     card_overrides: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes `folder/model.safetensors` in the released names; arguments, errors as write_torch_dist's.
+    """Writes `folder/model.safetensors`; arguments, errors as write_torch_dist's.
 
-    CheckpointError too if the network has what the names have no place for (dense adaLN matrices).
+    In the names of the released model.pt. Those have no place for the dense adaLN matrices of a post-trained
+    network, whose tensors are called as in memory.
     """
     with new_path(folder) as partial:
         partial.mkdir()
         rules = rules_for(shape, RELEASED[shape.family], prefix="net.")
+        if _has_dense_matrices(tensors, rules=rules):
+            rules = rules_for(shape, IN_MEMORY, prefix="module.")
         write_file(partial / "model.safetensors", tensors, rules=rules)
         write_card_file(partial, dict(card_overrides or {}))
 
@@ -45,13 +48,22 @@ def write_diffusers(
     shape: DiTShape,
     card_overrides: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes what CosmosTransformer3DModel.from_pretrained(folder) reads; else as write_safetensors."""
+    """Writes what CosmosTransformer3DModel.from_pretrained(folder) reads; else as write_safetensors.
+
+    CheckpointError too for dense adaLN matrices, for which it has no place.
+    """
     with new_path(folder) as partial:
         partial.mkdir()
         rules = rules_for(shape, DIFFUSERS, prefix="")
         write_file(partial / "diffusion_pytorch_model.safetensors", tensors, rules=rules)
         (partial / "config.json").write_text(json.dumps(_diffusers_config(shape), indent=1) + "\n")
         write_card_file(partial, dict(card_overrides or {}))
+
+
+def _has_dense_matrices(tensors: Mapping[str, LazyTensor], *, rules: Mapping[str, Rule]) -> bool:
+    return any(
+        rule.is_dense(tensors[name].read()) for name, rule in rules.items() if isinstance(rule, BlockDiagonal)
+    )
 
 
 def write_file(path: Path, tensors: Mapping[str, LazyTensor], *, rules: Mapping[str, Rule]) -> None:

@@ -64,14 +64,31 @@ def test_nemo_through_model_pt_and_back_is_the_same_checkpoint_to_the_byte(layou
     assert read_card_file(tmp_path / "back") == read_card_file(tmp_path / "predict1") != {}
 
 
-def test_a_dense_network_is_exact_in_nemo(dense, tmp_path, read_network, assert_equal):
-    convert(dense, tmp_path / "nemo", to="nemo")
-    assert_equal(read_network(tmp_path / "nemo"), read_network(dense))
+@pytest.mark.parametrize("to", ["nemo", "safetensors"])
+def test_a_dense_network_is_exact(dense, tmp_path, read_network, assert_equal, to):
+    convert(dense, tmp_path / "new", to=to)
+    assert_equal(read_network(tmp_path / "new"), read_network(dense))
 
 
-@pytest.mark.parametrize("to", ["predict1", "safetensors", "diffusers"])
+def test_a_dense_network_comes_back_from_safetensors_byte_for_byte(dense, tmp_path):
+    convert(dense, tmp_path / "direct", to="nemo")
+    convert(tmp_path / "direct", tmp_path / "safetensors", to="safetensors")
+    assert all(name.startswith("module.") for name in load_file(tmp_path / "safetensors/model.safetensors"))
+    convert(tmp_path / "safetensors", tmp_path / "back", to="nemo")
+    direct, back = (tmp_path / name / "weights/__0_0.distcp" for name in ("direct", "back"))
+    assert back.read_bytes() == direct.read_bytes()
+
+
+def test_a_tensor_that_is_looked_at_twice_is_counted_once(layouts, tmp_path, network):
+    counts = []
+    target = tmp_path / "new"
+    convert(layouts["zarr"], target, to="safetensors", on_tensor=lambda *count: counts.append(count))
+    assert counts == [(done, len(network)) for done in range(1, len(network) + 1)]
+
+
+@pytest.mark.parametrize("to", ["predict1", "diffusers"])
 def test_a_dense_network_does_not_fit_other_names_and_leaves_nothing(dense, tmp_path, to):
-    with pytest.raises(CheckpointError, match="which only the NeMo layout keeps"):
+    with pytest.raises(CheckpointError, match="which only NeMo's layout and safetensors keep"):
         convert(dense, tmp_path / "new", to=to)
     assert list(tmp_path.iterdir()) == [dense]
 
