@@ -1,4 +1,4 @@
-"""The Dockerfile, its page, its smoke test and what starts it, where there is neither an engine nor an image."""
+"""The Dockerfile, its page, its smoke test and what starts it, without an engine or an image."""
 
 import importlib.util
 import os
@@ -192,7 +192,7 @@ Started = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Started:
-    """`make container-test` where only these programs exist, each a line of bash; `calls` lists who was run."""
+    """`make container-test` where only these programs exist, a line of bash each; see `calls`."""
 
     def run(*, programs: dict[str, str], **environment: str) -> subprocess.CompletedProcess[str]:
         (tmp_path / "bin").mkdir()
@@ -321,7 +321,9 @@ def test_an_instruction_that_cannot_be_repeated_is_refused(line: str) -> None:
 
 
 def test_the_emulation_installs_the_pins_but_for_transformer_engine() -> None:
-    assert emulate.container_requirements({"torch": "2.9.0", "nemo_run": "0.7", "transformer-engine": "2.9"}) == [
+    assert emulate.container_requirements(
+        {"torch": "2.9.0", "nemo_run": "0.7", "transformer-engine": "2.9"}
+    ) == [
         "torch==2.9.0",
         "nemo_run==0.7.*",
     ]

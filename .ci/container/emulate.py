@@ -1,9 +1,9 @@
 """The Dockerfile's steps in a plain virtual environment, where no container engine is: then the smoke test.
 
 First comes what the container has of pins.toml, from the package index in the same versions, each with its
-dependencies; then the ENV and RUN instructions of the Dockerfile as they stand there, in a copy of the checkout; then
-smoke.py. Transformer Engine is left out: it is built for one CUDA and does nothing without a GPU. Takes about five
-minutes and 8 GB, most of it the CUDA libraries that torch 2.9.0 brings.
+dependencies; then the ENV and RUN instructions of the Dockerfile as they stand there, in a copy of the
+checkout; then smoke.py. Transformer Engine is left out: it is built for one CUDA and does nothing without a
+GPU. Takes about six minutes and 8 GB, most of it the CUDA libraries that torch 2.9.0 brings.
 """
 
 import argparse
@@ -40,7 +40,10 @@ def instructions(text: str) -> Iterator[tuple[str, str]]:
 
 
 def steps(text: str) -> Iterator[tuple[dict[str, str], list[str]]]:
-    """The command of each RUN with the variables that ENV has set by then. DockerfileError for what is unknown."""
+    """The command of each RUN with the variables that ENV has set by then.
+
+    DockerfileError for an instruction that is not known here.
+    """
     shell, environment = ["/bin/sh", "-c"], {}
     for name, rest in instructions(text):
         if name == "RUN":
@@ -48,7 +51,7 @@ def steps(text: str) -> Iterator[tuple[dict[str, str], list[str]]]:
                 raise DockerfileError(f"RUN {rest[:40]}: only the plain form is repeated here.")
             yield dict(environment), [*shell, rest]
         elif name == "SHELL":
-            shell = [word.strip("\",[]") for word in shlex.split(rest.replace(",", " "))]
+            shell = [word.strip('",[]') for word in shlex.split(rest.replace(",", " "))]
         elif name == "ENV":
             environment.update(word.split("=", 1) for word in shlex.split(rest))
         elif name == "COPY" and rest != ". .":
@@ -102,13 +105,19 @@ def emulate(python: str, folder: Path) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """The exit status: 0 if every step succeeded."""
-    parser = argparse.ArgumentParser(description="The Dockerfile's steps in a virtual environment, then smoke.py.")
-    parser.add_argument("--python", default=f"python{PINS['python']}", help="interpreter (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description="The Dockerfile's steps in a virtual environment, then smoke.py."
+    )
+    parser.add_argument(
+        "--python", default=f"python{PINS['python']}", help="interpreter (default: %(default)s)"
+    )
     parser.add_argument("--folder", type=Path, help="to keep everything in; default: a temporary one")
     args = parser.parse_args(argv)
     python = shutil.which(args.python)
     if python is None:
-        print(f"There is no {args.python}, the container's Python: pass --python another one.", file=sys.stderr)
+        print(
+            f"There is no {args.python}, the container's Python: pass --python another one.", file=sys.stderr
+        )
         return 2
     if args.folder is not None and args.folder.exists() and any(args.folder.iterdir()):
         print(f"--folder {args.folder} is not empty.", file=sys.stderr)

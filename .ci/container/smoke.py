@@ -6,7 +6,7 @@ exit status is 1 if any failed. Nothing is downloaded, and nothing is written bu
 
 import sys
 
-if sys.version_info < (3, 11):
+if sys.version_info < (3, 11):  # noqa: UP036 (as that of old containers is)
     found = ".".join(map(str, sys.version_info[:2]))
     sys.exit(f"This container has Python {found}, cosmos_nemo needs 3.11 or 3.12: start from a newer one.")
 
@@ -30,10 +30,13 @@ SECONDS = 1200
 
 IMPORTS = """
 import importlib, pkgutil
+from cosmos_nemo.parallel.startup import prepare_process
+prepare_process()
 for top in ("cosmos_nemo", "cosmos_nemo_recipes"):
     for module in pkgutil.walk_packages(importlib.import_module(top).__path__, f"{top}."):
         importlib.import_module(module.name)
 """
+"""prepare_process: by itself Megatron-core 0.15.0 does not import where PyTorch has CUDA but finds no GPU."""
 READS_VIDEO = f"""
 import sys, imageio.v3
 from cosmos_nemo.catalog import find_card
@@ -93,7 +96,7 @@ def drift(
 def requirements(
     texts: Sequence[str], *, installed: Callable[[str], str | None] = installed_version
 ) -> Iterator[Finding]:
-    """What the package asks for at least. A version out of range is a note: the container's is never replaced."""
+    """What the package asks for. A version out of range is a note: the container's is never replaced."""
     from packaging.requirements import Requirement
 
     for requirement in map(Requirement, texts):
@@ -103,7 +106,9 @@ def requirements(
         if version is None:
             yield Finding("FAIL", f"{requirement.name} is not installed: the Dockerfile has to add it")
         elif not requirement.specifier.contains(version, prereleases=True):
-            yield Finding("note", f"{requirement.name} {version} is not in the tested {requirement.specifier}")
+            yield Finding(
+                "note", f"{requirement.name} {version} is not in the tested {requirement.specifier}"
+            )
 
 
 def commands(folder: Path, *, tool: str, has_gpu: bool) -> Iterator[tuple[str, list[str]]]:
@@ -189,7 +194,9 @@ def main(argv: Sequence[str]) -> int:
     for finding in findings(args.without):
         print(f"{finding.verdict:<4}  {finding.text}", flush=True)
         failed += finding.verdict == "FAIL"
-    print(f"{failed} of the steps failed." if failed else "The container is as it was designed for, and works.")
+    print(
+        f"{failed} of the steps failed." if failed else "The container is as it was designed for, and works."
+    )
     return 1 if failed else 0
 
 
