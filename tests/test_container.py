@@ -147,6 +147,12 @@ def test_the_files_that_the_smoke_test_names_exist(tmp_path: Path) -> None:
         assert any("--backend" in command for _, command in commands) is has_gpu
 
 
+def test_the_image_has_what_the_smoke_test_needs() -> None:
+    left_out = text_of(".dockerignore").split()
+    needed = {".ci", "tests", "tests/golden", "inference", "recipes", "cosmos_nemo", "constraints.txt"}
+    assert left_out and not needed & set(left_out)
+
+
 @pytest.mark.parametrize(("frames", "level", "status"), [(9, 200, 1), (0, 0, 1)])
 def test_a_video_that_is_too_short_or_blank_fails(
     frames: int, level: int, status: int, tmp_path: Path

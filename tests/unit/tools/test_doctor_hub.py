@@ -20,13 +20,12 @@ from tests.test_layering import ROOT
 
 FILES = "HubFiles(repository='owner/{}', needs=(('model.pt',),), flag='--f', model='m')"
 PROGRAM = """
-import json, sys, time
+import json
 from cosmos_nemo.checkpoint.released import HubFiles
 from cosmos_nemo.tools.doctor_hub import ask_hub
-started = time.monotonic()
 found = ask_hub([{files}], seconds={seconds})
 answers = {{name: [a.text, a.is_open, a.num_bytes] for name, a in found.answers.items()}}
-print(json.dumps([found.state, answers, time.monotonic() - started]))
+print(json.dumps([found.state, answers]))
 """
 COMMIT = "0" * 40
 
@@ -58,7 +57,7 @@ class Answers(BaseHTTPRequestHandler):
 
     def reply(self, status: int, code: str, body: str) -> None:
         if not status:
-            time.sleep(30)
+            time.sleep(60)
             return
         self.send_response(status)
         headers = {"X-Repo-Commit": COMMIT, "ETag": '"e"', "Content-Length": str(len(body))}
@@ -87,8 +86,9 @@ def endpoint() -> Iterator[str]:
 
 
 def asked(endpoint: str, *names: str, token: str = "", seconds: float = 20) -> tuple[str, Any, float]:
-    """`ask_hub` in a process of its own: the client reads its endpoint when it is imported."""
+    """`ask_hub` in a process of its own (the client reads its endpoint on import), and how long it ran."""
     program = PROGRAM.format(files=", ".join(map(FILES.format, names)), seconds=seconds)
+    started = time.monotonic()
     environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_TOKEN": token, "NO_PROXY": "*"}
     done = subprocess.run(
@@ -96,12 +96,12 @@ def asked(endpoint: str, *names: str, token: str = "", seconds: float = 20) -> t
         env=environment | {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert "hf_secret" not in done.stdout + done.stderr
-    state, answers, took = json.loads(done.stdout.splitlines()[-1])
-    return state, answers, took
+    state, answers = json.loads(done.stdout.splitlines()[-1])
+    return state, answers, time.monotonic() - started
 
 
 def test_without_a_token_each_repository_is_told_in_words(endpoint: str) -> None:
@@ -134,14 +134,14 @@ def test_with_a_token_its_account_lacks_leave_or_the_token_is_wrong(endpoint: st
 
 def test_a_repository_that_hangs_holds_up_nobody(endpoint: str) -> None:
     state, answers, took = asked(endpoint, "open", "hanging", seconds=3)
-    assert state == "reached" and took < 10
+    assert state == "reached" and took < 30
     assert answers["owner/open"][1] is True
     assert answers["owner/hanging"] == ["no answer within 3 seconds", False, None]
 
 
 def test_a_hub_that_never_answers_is_a_line(endpoint: str) -> None:
     state, answers, took = asked(endpoint, "hanging", seconds=0.5)
-    assert (state, answers) == ("no answer within 0.5 seconds", {}) and took < 10
+    assert (state, answers) == ("no answer within 0.5 seconds", {}) and took < 30
 
 
 def test_without_a_network_there_is_one_line_with_the_systems_own_words() -> None:
