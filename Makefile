@@ -22,7 +22,7 @@ help:
 	@echo "make typecheck  mypy on the package"
 	@echo "make nano       the embedded models, trained from nothing (on a GPU)"
 	@echo "make container-test     smoke test, inside the image or with IMAGE=NAME through docker or podman"
-	@echo "make container-emulate  the Dockerfile's steps and the smoke test in a virtual environment (4 minutes, 8 GB)"
+	@echo "make container-emulate  the Dockerfile's steps and the smoke test in a virtual environment (6 minutes, 8 GB)"
 	@echo "make clean      remove .venv and build/; outputs/ stays"
 
 setup: $(VENV)/.core

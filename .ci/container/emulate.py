@@ -3,7 +3,7 @@
 First comes what the container has of pins.toml, from the package index in the same versions, each with its
 dependencies; then the ENV and RUN instructions of the Dockerfile as they stand there, in a copy of the
 checkout; then smoke.py. Transformer Engine is left out: it is built for one CUDA and does nothing without a
-GPU. Takes about six minutes and 8 GB, most of it the CUDA libraries that torch 2.9.0 brings.
+GPU. Takes six to ten minutes and 8 GB, most of it the CUDA libraries that torch 2.9.0 brings.
 """
 
 import argparse
