@@ -11,16 +11,18 @@ DEMO_PROMPT := A red ball moves to the left on a dark background.
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo nano test lint format typecheck clean
+.PHONY: help setup demo nano test lint format typecheck clean container-test container-emulate
 
 help:
 	@echo "make setup      .venv with what inference needs"
 	@echo "make demo       a small video, made on the CPU: $(DEMO_VIDEO), and its frames as a picture"
 	@echo "make test       the tests (PYTEST_ARGS='-m gpu' and the like are passed on)"
-	@echo "make lint       ruff, without changing anything"
+	@echo "make lint       ruff, and hadolint for the Dockerfile, without changing anything"
 	@echo "make format     ruff, mending what it can"
 	@echo "make typecheck  mypy on the package"
 	@echo "make nano       the embedded models, trained from nothing (on a GPU)"
+	@echo "make container-test     smoke test, inside the image or with IMAGE=NAME through docker or podman"
+	@echo "make container-emulate  the Dockerfile's steps and the smoke test in a virtual environment (6 minutes, 8 GB)"
 	@echo "make clean      remove .venv and build/; outputs/ stays"
 
 setup: $(VENV)/.core
@@ -77,6 +79,7 @@ test: $(VENV)/.test
 lint: $(VENV)/.dev
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/hadolint Dockerfile
 
 format: $(VENV)/.dev
 	@$(VENV)/bin/ruff check --fix .
@@ -84,6 +87,14 @@ format: $(VENV)/.dev
 
 typecheck: $(VENV)/.dev
 	@$(VENV)/bin/mypy
+
+# Without an engine, and not inside the image, it says so and fails.
+container-test:
+	@IMAGE="$(IMAGE)" ENGINE="$(ENGINE)" .ci/container/test
+
+# PYTHON=... chooses an interpreter; else it is the container's own version, which must be installed.
+container-emulate:
+	@$(if $(PYTHON),$(PYTHON),python3) .ci/container/emulate.py $(if $(PYTHON),--python $(PYTHON))
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -8,8 +8,13 @@ import pytest
 
 from cosmos_nemo.catalog import CARDS, ModelCard, find_card
 from cosmos_nemo.memory import DEVICE_OVERHEAD, GIB, PUBLISHED_OFFLOADS, predict
-from cosmos_nemo.tools import doctor
-from cosmos_nemo.tools.doctor import Gpu, Machine, call_operations, look, report, runnable
+from cosmos_nemo.tools import doctor, doctor_machine
+from cosmos_nemo.tools.doctor_hub import Access, Hub
+from cosmos_nemo.tools.doctor_machine import Gpu, Machine, look
+from cosmos_nemo.tools.doctor_report import report
+from cosmos_nemo.tools.doctor_times import MEASURED, time_text
+from cosmos_nemo.tools.doctor_verdict import bytes_to_fetch, runnable, stages_of
+from tests.test_layering import ROOT
 
 SMALL = find_card("Cosmos-1.0-Diffusion-7B-Text2World")
 LARGE = find_card("Cosmos-1.0-Diffusion-14B-Text2World")
@@ -123,14 +128,21 @@ def test_equal_gpus_are_counted() -> None:
     assert "NVIDIA A100, 80.0 GiB, compute capability 8.0" in found
 
 
-def test_times_are_told_only_of_gpus_that_were_measured() -> None:
-    assert f"{SMALL.name}, about 4.7 minutes" in text(machine(H200))
-    for of in (machine(), machine(Gpu("NVIDIA A100", 80 * GIB, (8, 0)))):
-        assert "minutes" not in text(of) and "not measured" in text(of)
+def test_times_are_told_only_of_gpus_and_models_that_were_measured() -> None:
+    shown = text(machine(H200))
+    assert f"{SMALL.name}, measured on such a GPU: 326 seconds a video" in shown
+    assert f"{LARGE.name}, no measurement of its seconds on such a GPU" in shown
+    others = [Gpu("NVIDIA A100", 80 * GIB, (8, 0)), Gpu("NVIDIA H200 NVL", 140 * GIB, (9, 0))]
+    for of in (machine(), *map(machine, others)):
+        assert "seconds a video" not in text(of) and "no measurement" in text(of)
 
 
-def test_a_network_call_of_the_7b_has_the_operations_of_the_measured_one() -> None:
-    assert call_operations(SMALL.network, 56_320) / 1e12 == pytest.approx(2209, rel=0.001)
+def test_every_measured_time_is_a_figure_of_the_performance_page_and_of_a_card() -> None:
+    page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    assert MEASURED
+    for row in MEASURED:
+        assert f"| {row.seconds} |" in page and row.model in CARDS
+        assert f"{row.seconds:.0f} seconds" in time_text(row.model, row.gpu)
 
 
 def test_what_could_be_asked_is_shown_with_its_label() -> None:
@@ -172,7 +184,7 @@ def test_a_probe_that_raises_is_a_line_and_no_traceback(monkeypatch: pytest.Monk
         "_host_memory",
         "_parts",
     ):
-        monkeypatch.setattr(doctor, name, fail)
+        monkeypatch.setattr(doctor_machine, name, fail)
     found = look((NANO,), checkpoint_dir=None)
     failed = [label for label, answer in found.facts if answer == "cannot be told (OSError: broken)"]
     assert failed == [
@@ -220,6 +232,92 @@ def test_files_are_looked_for_in_the_checkpoint_folder(tmp_path: Path) -> None:
     assert dict(found.facts)["files in"].startswith(str(tmp_path))
 
 
+def test_offline_the_hub_is_a_line_and_no_error() -> None:
+    found = look((SMALL,), checkpoint_dir=None)
+    assert found.hub.state == "not asked: HF_HUB_OFFLINE is set" and not found.hub.answers
+    assert "\nhub          not asked: HF_HUB_OFFLINE is set\n" in text(found, SMALL)
+    assert "on the hub" not in text(found, SMALL)
+
+
+def test_a_hub_that_fails_in_another_way_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(doctor_machine, "ask_hub", fail)
+    found = look((SMALL, NANO), checkpoint_dir=None)
+    assert found.hub.state == "cannot be told (RuntimeError: can't start new thread)"
+    assert runnable(found, (NANO,)) == [NANO]
+
+
+def test_the_repositories_of_missing_parts_are_asked_for_with_what_belongs_beside_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def record(wanted: list[object]) -> Hub:
+        asked.extend(files.repository for files in wanted)
+        return Hub()
+
+    monkeypatch.setattr(doctor_machine, "ask_hub", record)
+    found = look((VIDEO, NANO), checkpoint_dir=None)
+    assert asked == list(found.repositories[VIDEO.name])
+    assert {"nvidia/Cosmos-Predict1-7B-Video2World", "mistral-community/pixtral-12b"} <= set(asked)
+    assert found.repositories[NANO.name] == ()
+
+
+def test_megatron_is_imported_as_the_doors_do_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cosmos_nemo.parallel import startup
+
+    def fail() -> None:
+        raise IndexError("list index out of range")
+
+    monkeypatch.setattr(startup, "prepare_process", fail)
+    broken = look((NANO,), checkpoint_dir=None).broken
+    assert broken == "the network cannot be imported (IndexError: list index out of range)"
+
+
+def lacking(*sizes: int | None, parts: tuple[str, ...] = ("network", "text_encoder"), free: int) -> Machine:
+    """A machine without `parts`, whose repositories have these sizes on the hub; None: no answer."""
+    names = tuple(f"owner/{index}" for index in range(len(sizes)))
+    answers = {name: Access("may be fetched", True, size) for name, size in zip(names, sizes, strict=True)}
+    return machine(
+        H200,
+        missing={SMALL.name: parts},
+        repositories={SMALL.name: names},
+        hub=Hub("reached", answers),
+        free_disk=free,
+    )
+
+
+def test_the_disk_must_hold_what_is_missing() -> None:
+    for free, no in ((30 * GIB, ""), (30 * GIB - 1, ", the disk is too small")):
+        shown = text(lacking(10 * GIB, 20 * GIB, free=free), SMALL)
+        assert f"missing: network, text encoder; 30.0 GiB to fetch{no}\n" in shown
+
+
+def test_sizes_that_the_hub_does_not_tell_are_those_of_the_weights_at_least() -> None:
+    weights = {stage.name: stage.weights for stage in stages_of(SMALL)}
+    least = weights["denoise"] + weights["text_encoder"]
+    assert bytes_to_fetch(lacking(10 * GIB, None, free=0), SMALL) == (least, False)
+    assert bytes_to_fetch(lacking(90 * GIB, None, free=0), SMALL) == (90 * GIB, False)
+    guards = lacking(None, parts=("guardrail", "text_guard"), free=0)
+    assert bytes_to_fetch(guards, SMALL) == (weights["video_guard"] + weights["text_guard"], False)
+    shown = text(lacking(None, None, free=10**12), SMALL)
+    assert f"; at least {least / GIB:.1f} GiB to fetch\n" in shown
+
+
+def test_a_disk_that_cannot_be_told_and_a_card_without_repositories_are_no_objection() -> None:
+    of = replace(lacking(10 * GIB, free=0), free_disk=None)
+    assert "10.0 GiB to fetch\n" in text(of, SMALL)
+    assert "to fetch" not in text(machine(H200, missing={NANO.name: ("network",)}, free_disk=0), NANO)
+
+
+def test_what_the_hub_says_of_each_repository_is_told() -> None:
+    answers = {"a/open": Access("may be fetched", True, 3 * GIB), "b/shut": Access("gated: why", False, 5)}
+    shown = text(machine(H200, hub=Hub("reached", answers)), SMALL)
+    assert "\non the hub\n  a/open  may be fetched, 3.0 GiB\n  b/shut  gated: why\n" in shown
+
+
 def test_a_folder_that_cannot_be_read_counts_as_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,12 +331,12 @@ def test_a_folder_that_cannot_be_read_counts_as_missing(
 
 
 def test_a_model_without_a_diffusion_decoder_lacks_none() -> None:
-    parts = doctor._parts(CARDS["Cosmos-Nano-Autoregressive"])
+    parts = doctor_machine._parts(CARDS["Cosmos-Nano-Autoregressive"])
     assert list(parts) == ["network", "discrete_tokenizer"]
 
 
 def test_the_disk_of_a_folder_that_does_not_exist_yet_is_told(tmp_path: Path) -> None:
-    assert doctor._free_disk(tmp_path / "not/yet").endswith("GiB free")
+    assert doctor_machine._free_disk(tmp_path / "not/yet").endswith("GiB free")
 
 
 def test_the_command_prints_and_succeeds_with_the_embedded_model(capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,12 +384,6 @@ def test_the_tables_of_what_starts_from_images_count_encoder_and_upsampler() -> 
     assert "10 frames of 1280 x 704" in text(of, BETWEEN)
 
 
-def test_a_clip_takes_one_call_a_step_on_three_latent_frames() -> None:
-    tokens = 3 * 44 * 80
-    seconds = 36 * call_operations(BETWEEN.network, tokens) / 563e12
-    assert f"about {seconds / 60:.1f} minutes" in text(machine(H200), BETWEEN)
-
-
 def test_pixtral_without_the_tokenizer_beside_it_is_missing(tmp_path: Path) -> None:
     folder = tmp_path / "Pixtral-12B"
     folder.mkdir()
@@ -315,7 +407,7 @@ def test_an_autoregressive_model_is_told_with_its_own_parts_and_rows(
 
     assert main(["doctor", "--model", "Cosmos-Predict1-4B", "--checkpoint_dir", str(tmp_path)]) == 1
     shown = capsys.readouterr().out
-    assert "missing: network, tokenizer, discrete tokenizer, diffusion decoder, guardrail\n" in shown
+    assert "missing: network, tokenizer, discrete tokenizer, diffusion decoder, guardrail; at least" in shown
     assert (
         "+ diffusion_decoder" in shown
         and "+ token_generation" in shown
