@@ -13,16 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cosmos_nemo_recipes.cpu import cpu_trainer, nemo_on_cpu
 from filelock import FileLock, Timeout
 from nemo.lightning import io
 
 from cosmos_nemo.catalog import CARDS, DiTShape, ModelCard, TokenShape, find_card, with_overrides
+from cosmos_nemo_recipes.cpu import cpu_trainer, nemo_on_cpu
 
 if TYPE_CHECKING:
-    from cosmos_nemo_recipes.model import CosmosConfig, CosmosModel
-
     from cosmos_nemo.checkpoint.identity import Identity
+    from cosmos_nemo_recipes.model import CosmosConfig, CosmosModel
 
 logger = logging.getLogger(__name__)
 
@@ -139,11 +138,10 @@ class CosmosImporter(CosmosConnector):
 
     def init(self) -> "CosmosModel":
         """The model of the source, unfilled."""
-        from cosmos_nemo_recipes.model import CosmosConfig, CosmosModel
-
         from cosmos_nemo.checkpoint.identity import identify
         from cosmos_nemo.checkpoint.network import open_network
         from cosmos_nemo.checkpoint.token_identity import holds_token_transformer, identify_tokens
+        from cosmos_nemo_recipes.model import CosmosConfig, CosmosModel
 
         checkpoint = open_network(self.source)
         find = identify_tokens if holds_token_transformer(checkpoint) else identify

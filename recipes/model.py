@@ -10,13 +10,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from cosmos_nemo_recipes.connectors import EXPORTERS, IMPORTERS, CosmosConnector
 from megatron.core.transformer.transformer_config import TransformerConfig
 from nemo.lightning import io
 from torch import nn
 from torch.nn import functional as F
 
 from cosmos_nemo.catalog import CARDS, DiTShape, TokenShape
+from cosmos_nemo_recipes.connectors import EXPORTERS, IMPORTERS, CosmosConnector
 
 
 @dataclass

@@ -34,8 +34,9 @@ def megatrons_reading(folder: Path) -> dict[str, torch.Tensor]:
 def test_megatron_loads_the_network_of_the_context_with_the_bits_of_our_reader(
     published: Published, tmp_path: Path
 ) -> None:
-    from cosmos_nemo_recipes.model import CosmosModel
     from nemo.lightning import io
+
+    from cosmos_nemo_recipes.model import CosmosModel
 
     io.import_ckpt(model_of(published), published.source, output_path=tmp_path / "nemo")
     model = io.load_context(tmp_path / "nemo", subpath="model")

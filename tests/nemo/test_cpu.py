@@ -24,8 +24,9 @@ pytestmark = [
 
 
 def test_inside_the_device_is_the_cpu_and_afterwards_all_is_as_before() -> None:
-    from cosmos_nemo_recipes.cpu import nemo_on_cpu
     from nemo.lightning.io import pl
+
+    from cosmos_nemo_recipes.cpu import nemo_on_cpu
 
     before = torch.cuda.synchronize, torch.cuda.current_device, pl._fix_tensors_device
     with nemo_on_cpu():
@@ -73,8 +74,9 @@ def test_what_nemo_saves_is_read_by_us_and_by_its_context(all_published, tmp_pat
 
 
 def test_a_network_that_nemo_set_up_is_saved_with_the_numbers_that_are_in_it(tmp_path: Path) -> None:
-    from cosmos_nemo_recipes.model import CosmosConfig, CosmosModel
     from nemo.lightning import io
+
+    from cosmos_nemo_recipes.model import CosmosConfig, CosmosModel
 
     model = CosmosModel(CosmosConfig(model=NANO, params_dtype=torch.bfloat16))
     connector = model.importer(f"cosmos://{NANO}")

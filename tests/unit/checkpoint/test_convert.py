@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from cosmos_nemo.catalog import CatalogError
 from cosmos_nemo.checkpoint.card_file import read_card_file
 from cosmos_nemo.checkpoint.convert import WRITERS, convert, lazy_network
+from cosmos_nemo.checkpoint.locate import EMBEDDED
 from cosmos_nemo.checkpoint.names import network_rules
 from cosmos_nemo.checkpoint.reader import CheckpointError, open_checkpoint
 from cosmos_nemo.checkpoint.writer import write_zarr
@@ -77,6 +78,15 @@ def test_a_dense_network_comes_back_from_safetensors_byte_for_byte(dense, tmp_pa
     convert(tmp_path / "safetensors", tmp_path / "back", to="nemo")
     direct, back = (tmp_path / name / "weights/__0_0.distcp" for name in ("direct", "back"))
     assert back.read_bytes() == direct.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["Text2World", "Video2World", "WorldInterpolator", "Predict2-Video2World"])
+def test_a_nano_model_comes_back_from_safetensors_byte_for_byte(kind, tmp_path):
+    shipped = EMBEDDED / f"Cosmos-Nano-{kind}" / "nemo"
+    convert(shipped, tmp_path / "safetensors", to="safetensors", model=f"Cosmos-Nano-{kind}")
+    convert(tmp_path / "safetensors", tmp_path / "back", to="nemo", model=f"Cosmos-Nano-{kind}")
+    first, back = (folder / "weights/__0_0.distcp" for folder in (shipped, tmp_path / "back"))
+    assert back.read_bytes() == first.read_bytes()
 
 
 def test_a_tensor_that_is_looked_at_twice_is_counted_once(layouts, tmp_path, network):
