@@ -340,7 +340,9 @@ class Maker:
         prediction = measure_prediction(trained, held_out, pg_collection=collection)
         facts = training_facts(settings, prediction)
         with _complete(path) as new:
-            write_token_transformer(new, trained, facts={"model": AUTOREGRESSIVE, **facts})
+            write_token_transformer(
+                new, trained, model=AUTOREGRESSIVE, facts={"model": AUTOREGRESSIVE, **facts}
+            )
         return {
             "steps": settings.num_steps,
             "loss_of_held_out": round(prediction.loss, 4),

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from cosmos_nemo.catalog import TokenShape
 from cosmos_nemo.checkpoint.reader import LazyTensor
 from cosmos_nemo.checkpoint.token_formats import token_parameter_shapes
+from cosmos_nemo.checkpoint.writer.nemo_context import NeMoContext
 from cosmos_nemo.checkpoint.writer.token_transformer import write_token_torch_dist
 from cosmos_nemo.models.common.backend import torch_backend
 from cosmos_nemo.models.token_transformer.model import TokenTransformer, build_token_transformer
@@ -111,18 +112,21 @@ def write_token_transformer(
     folder: Path,
     trained: TrainedTokenTransformer,
     *,
+    model: str,
     facts: Mapping[str, Any],
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
-    """Writes a NeMo checkpoint into `folder`, which is there: weights in `dtype`, and context/training.json.
+    """Writes a NeMo checkpoint into `folder`, which is there: weights in `dtype`, and context/.
 
-    facts: what training.json says, values of JSON.
+    model: the name of its card, for NeMo's load_context; facts: what context/training.json says, values of
+    JSON.
     """
     tensors = {name: LazyTensor.of(values.to(dtype)) for name, values in trained.weights.items()}
-    write_token_torch_dist(folder / "model", tensors, shape=trained.shape)
-    (folder / "model" / "weights").rename(folder / "weights")
+    context = NeMoContext(model=model, overrides={})
+    write_token_torch_dist(folder / "model", tensors, shape=trained.shape, context=context)
+    for part in ("weights", CONTEXT):
+        (folder / "model" / part).rename(folder / part)
     shutil.rmtree(folder / "model")
-    (folder / CONTEXT).mkdir()
     text = json.dumps(dict(facts), indent=1) + "\n"
     (folder / CONTEXT / "training.json").write_text(text, encoding="utf-8")
 

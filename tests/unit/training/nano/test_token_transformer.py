@@ -156,12 +156,15 @@ def test_the_stage_reads_the_folder_and_goes_on_as_the_training_counted(
     groups = start_alone(CPU)
     (tmp_path / "new").mkdir()
     found = measure_prediction(counter, counting(8), pg_collection=groups.collection)
-    write_token_transformer(tmp_path / "new", counter, facts=training_facts(LONGER, found))
+    write_token_transformer(
+        tmp_path / "new", counter, model="Cosmos-Nano-Autoregressive", facts=training_facts(LONGER, found)
+    )
     about = json.loads((tmp_path / "new/context/training.json").read_text())
     assert (
         about["settings"]["num_steps"] == LONGER.num_steps and about["held_out"]["accuracy"] == found.accuracy
     )
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"weights", "context"}
+    assert "Cosmos-Nano-Autoregressive" in (tmp_path / "new/context/io.json").read_text()
     clips = counting(40)[-6:].view(6, 4, 2, 3)
     with TokenGeneration(
         shape=SHAPE,
