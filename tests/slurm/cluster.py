@@ -336,3 +336,10 @@ def _uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+if __name__ == "__main__":
+    try:
+        check_installed(path_with_daemons())
+    except SlurmIsMissing as error:
+        sys.exit(str(error))
