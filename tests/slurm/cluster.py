@@ -58,8 +58,8 @@ SelectTypeParameters=CR_CPU
 ReturnToService=2
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
-# A batch script is looked for a node at once.
-SchedulerParameters=batch_sched_delay=0
+# Nodes are looked for at once, and again every two seconds; the default is once a minute.
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
 MinJobAge=3600
 KillWait=5
 StateSaveLocation={folder}/state
@@ -144,7 +144,7 @@ class Cluster:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def wait(self, number: int, states: Collection[str] = ENDED, *, timeout: float = 240) -> Job:
-        """The job when it is in one of the states; ClusterError if it ends in another one or does not come."""
+        """The job when it is in one of the states; ClusterError if it ends in another or does not come."""
         job = self.wait_until(
             number,
             lambda: self.job(number).state in states or self.job(number).has_ended,
@@ -183,12 +183,13 @@ class Cluster:
         self.call("scontrol", "requeue", str(number))
 
     def pid_of_rank(self, number: int, rank: int) -> int:
-        """The process that srun started as this rank of the job."""
-        wanted = {"SLURM_JOB_ID": str(number), "SLURM_PROCID": str(rank), "SLURM_STEP_ID": "0"}
-        pids = with_variables(self.conf, wanted)
-        if not pids:
+        """The process that srun or torchrun started as this rank of the job; ClusterError without it."""
+        job = {"SLURM_JOB_ID": str(number), "SLURM_STEP_ID": "0"}
+        by_torchrun = with_variables(self.conf, {**job, "RANK": str(rank)})
+        found = by_torchrun or with_variables(self.conf, {**job, "SLURM_PROCID": str(rank)})
+        if not found:
             raise ClusterError(f"job {number} has no rank {rank}:\n{self.output(number)[-8000:]}")
-        return pids[0]
+        return found[0]
 
     def processes_of(self, number: int) -> list[int]:
         """All of the job's processes on all nodes."""
@@ -197,7 +198,9 @@ class Cluster:
     def logs(self) -> str:
         """The ends of the daemons' logs."""
         paths = [self.folder / "munged.err", *sorted(self.folder.glob("slurm*.log"))]
-        return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in paths if path.exists())
+        return "\n".join(
+            f"--- {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in paths if path.exists()
+        )
 
 
 def path_with_daemons() -> str:

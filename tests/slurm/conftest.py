@@ -7,7 +7,6 @@ import pytest
 from tests.slurm.cluster import Cluster, running_cluster
 
 
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # Not only by addopts: .ci/run takes every marker, and the daemons may not be installed there.
     if "slurm" in config.option.markexpr:

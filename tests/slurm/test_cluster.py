@@ -26,13 +26,15 @@ with running_cluster() as cluster:
 def test_missing_programs_are_named_with_their_packages(tmp_path: Path) -> None:
     for program in ("sbatch", "slurmctld"):
         (tmp_path / program).touch(mode=0o755)
-    with pytest.raises(SlurmIsMissing, match="apt-get install --no-install-recommends slurmd munge$"):
+    with pytest.raises(SlurmIsMissing, match=r"apt-get install --no-install-recommends slurmd munge$"):
         check_installed(str(tmp_path))
 
 
 @pytest.mark.slurm
 def test_both_nodes_take_jobs(cluster: Cluster) -> None:
-    number = cluster.submit('#!/bin/bash\nsrun bash -c \'echo "$SLURMD_NODENAME $0"\' "$@"', "word", flags=["-N2"])
+    number = cluster.submit(
+        '#!/bin/bash\nsrun bash -c \'echo "$SLURMD_NODENAME $0"\' "$@"', "word", flags=["-N2"]
+    )
     assert cluster.wait(number, ["COMPLETED"], timeout=60).status == 0
     assert sorted(cluster.output(number).split("\n")) == ["", *(f"{node} word" for node in NODES)]
 
