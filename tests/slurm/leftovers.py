@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _PATIENCE = 3.0
-_IS_FREE = ("Z", "X")
-"""States of a process that has ended."""
+_ENDED = ("Z", "X")
+"""States of a process that has ended, and waits for its parent at most."""
 
 
 def environments(conf: Path) -> dict[int, dict[str, str]]:
@@ -52,7 +52,7 @@ def end_all(conf: Path) -> None:
 
 
 def _has_ended(folder: Path) -> bool:
-    return (folder / "stat").read_text().rpartition(")")[2].split()[0] in _IS_FREE
+    return (folder / "stat").read_text().rpartition(")")[2].split()[0] in _ENDED
 
 
 if __name__ == "__main__":
