@@ -1,12 +1,13 @@
 """Ends a cluster's processes, also when the tests that started it are killed.
 
 `python -m tests.slurm.leftovers CONF` reads its standard input to the end, which comes when whoever holds the
-other end closes it or dies; then it ends every process that has SLURM_CONF=CONF in its environment. Daemons,
-steps and ranks inherit that, wherever they fork to.
+other end closes it or dies; then it ends every process that has SLURM_CONF=CONF in its environment, and
+removes CONF's folder. Daemons, steps and ranks inherit the variable, wherever they fork to.
 """
 
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import time
@@ -58,3 +59,4 @@ def _has_ended(folder: Path) -> bool:
 if __name__ == "__main__":
     sys.stdin.buffer.read()
     end_all(Path(sys.argv[1]))
+    shutil.rmtree(Path(sys.argv[1]).parent, ignore_errors=True)

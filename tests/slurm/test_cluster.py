@@ -65,6 +65,7 @@ def test_nothing_is_left_of_a_cluster_whose_owner_is_ended(how: signal.Signals) 
     owner.wait(timeout=60)
     owner.stdout.close()
     deadline = time.monotonic() + 30
-    while (left := environments(conf)) and time.monotonic() < deadline:
+    while (environments(conf) or conf.parent.exists()) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert left == {}
+    assert environments(conf) == {}
+    assert not conf.parent.exists()
