@@ -11,12 +11,13 @@ DEMO_PROMPT := A red ball moves to the left on a dark background.
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo nano test lint format typecheck clean container-test container-emulate
+.PHONY: help setup demo nano test slurm-test lint format typecheck clean container-test container-emulate
 
 help:
 	@echo "make setup      .venv with what inference needs"
 	@echo "make demo       a small video, made on the CPU: $(DEMO_VIDEO), and its frames as a picture"
 	@echo "make test       the tests (PYTEST_ARGS='-m gpu' and the like are passed on)"
+	@echo "make slurm-test the tests on a Slurm cluster of two nodes, started on this machine (Slurm must be installed)"
 	@echo "make lint       ruff, and hadolint for the Dockerfile, without changing anything"
 	@echo "make format     ruff, mending what it can"
 	@echo "make typecheck  mypy on the package"
@@ -75,6 +76,11 @@ nano: setup
 # pytest alone is enough elsewhere.
 test: $(VENV)/.test
 	@OMP_NUM_THREADS=1 $(PYTHON_IN_VENV) -m pytest -n 2 --dist loadfile --timeout 300 $(PYTEST_ARGS)
+
+# The cluster's ranks take all cores: one test after the other. Slurm's programs are looked for first.
+slurm-test: $(VENV)/.test
+	@PYTHONPATH=. $(PYTHON_IN_VENV) -m tests.slurm.cluster
+	@OMP_NUM_THREADS=1 $(PYTHON_IN_VENV) -m pytest -m slurm --timeout 600 --durations 5 $(PYTEST_ARGS) tests/slurm
 
 lint: $(VENV)/.dev
 	@$(VENV)/bin/ruff check .

@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -172,7 +173,7 @@ def test_help_of_a_door_is_instant(door: str) -> None:
 SUMMARY = "=== 3 passed in 0.10s ==="
 
 
-def run_ci(folder: Path, *, failing: str) -> subprocess.CompletedProcess[str]:
+def run_ci(folder: Path, *, failing: str, has_slurm: bool = False) -> subprocess.CompletedProcess[str]:
     """.ci/run with a make that fails for the targets in `failing`, adding a line of its own as make does."""
     (folder / ".ci").mkdir()
     (folder / ".ci/run").write_text(text_of(".ci/run"), encoding="utf-8")
@@ -181,13 +182,18 @@ def run_ci(folder: Path, *, failing: str) -> subprocess.CompletedProcess[str]:
     make.write_text(
         "#!/usr/bin/env bash\n"
         'echo "make $*" >> calls\n'
-        f'case "$*" in *test*) echo "{SUMMARY}" ;; *) echo checked ;; esac\n'
+        f'case "$1" in test) echo "{SUMMARY}" ;; *) echo checked ;; esac\n'
         f'for target in {failing}; do case " $* " in *" $target "*)\n'
         '  echo "make: *** [Makefile:70: $target] Error 1" >&2; exit 2 ;; esac; done\n',
         encoding="utf-8",
     )
     make.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{make.parent}{os.pathsep}{os.environ['PATH']}"}
+    # Nothing else of this machine, which may have Slurm or not.
+    for program in ("bash", "dirname", "env", "grep"):
+        (make.parent / program).symlink_to(str(shutil.which(program)))
+    if has_slurm:
+        (make.parent / "slurmctld").touch(mode=0o755)
+    environment = {**os.environ, "PATH": str(make.parent)}
     command = ["bash", ".ci/run"]
     return subprocess.run(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -199,8 +205,22 @@ def test_ci_fails_when_any_part_fails_and_ends_with_pytests_summary(failing: str
     done = run_ci(tmp_path, failing=failing)
     assert done.stdout.splitlines()[-1] == SUMMARY
     assert (done.returncode == 0) is (failing == "")
-    calls = (tmp_path / "calls").read_text(encoding="utf-8").splitlines()
-    assert [call.split()[1] for call in calls] == ["lint", "typecheck", "test"]
+    assert targets_of(tmp_path) == ["lint", "typecheck", "test"]
+    assert "slurmctld is not installed" in done.stdout
+
+
+@pytest.mark.parametrize("failing", ["", "slurm-test"])
+def test_ci_takes_the_tests_on_slurm_too_where_it_is_installed(failing: str, tmp_path: Path) -> None:
+    done = run_ci(tmp_path, failing=failing, has_slurm=True)
+    assert targets_of(tmp_path) == ["lint", "typecheck", "slurm-test", "test"]
+    assert done.stdout.splitlines()[-1] == SUMMARY
+    assert (done.returncode == 0) is (failing == "")
+    assert "not installed" not in done.stdout
+
+
+def targets_of(folder: Path) -> list[str]:
+    """What .ci/run has made, in this order."""
+    return [call.split()[1] for call in (folder / "calls").read_text(encoding="utf-8").splitlines()]
 
 
 def test_ci_can_be_run_and_takes_the_slow_tests_too() -> None:

@@ -53,9 +53,5 @@ def ranks_from(environ: Mapping[str, str]) -> Ranks:
 
 
 def first_host(nodelist: str) -> str:
-    """The first host of a Slurm node list: `n1`, `n1,n2`, `gpu[07-09,12]`, `rack1-n[1,3].local`."""
-    match = re.match(r"(?P<head>[^,\[]*)(\[(?P<range>[^\]]*)\](?P<tail>[^,]*))?", nodelist)
-    assert match is not None
-    if match["range"] is None:
-        return match["head"]
-    return match["head"] + re.split(r"[-,]", match["range"])[0] + (match["tail"] or "")
+    """The first host of a Slurm node list: `n1`, `n1,n2`, `gpu[07-09,12]`, `rack[1-2]n[1,3].local`."""
+    return re.sub(r"\[([^],-]*)[^]]*\]", r"\1", nodelist).partition(",")[0]

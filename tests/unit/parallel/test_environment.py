@@ -58,6 +58,8 @@ def test_a_batch_script_is_one_process_although_slurm_promises_many_tasks() -> N
         ("gpu[07-09,12]", "gpu07"),
         ("rack1-n[3,5].local", "rack1-n3.local"),
         ("a,b[1-2]", "a"),
+        ("rack[2-3]n[05,07-09],login", "rack2n05"),
+        ("127.0.0.[1-2]", "127.0.0.1"),
     ],
 )
 def test_first_host_of_a_node_list(nodelist: str, host: str) -> None:
