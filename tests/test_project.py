@@ -173,7 +173,7 @@ def test_help_of_a_door_is_instant(door: str) -> None:
 SUMMARY = "=== 3 passed in 0.10s ==="
 
 
-def run_ci(folder: Path, *, failing: str, has_slurm: bool = False) -> subprocess.CompletedProcess[str]:
+def run_ci(folder: Path, *, failing: str) -> subprocess.CompletedProcess[str]:
     """.ci/run with a make that fails for the targets in `failing`, adding a line of its own as make does."""
     (folder / ".ci").mkdir()
     (folder / ".ci/run").write_text(text_of(".ci/run"), encoding="utf-8")
@@ -188,11 +188,9 @@ def run_ci(folder: Path, *, failing: str, has_slurm: bool = False) -> subprocess
         encoding="utf-8",
     )
     make.chmod(0o755)
-    # Nothing else of this machine, which may have Slurm or not.
+    # Nothing else of this machine.
     for program in ("bash", "dirname", "env", "grep"):
         (make.parent / program).symlink_to(str(shutil.which(program)))
-    if has_slurm:
-        (make.parent / "slurmctld").touch(mode=0o755)
     environment = {**os.environ, "PATH": str(make.parent)}
     command = ["bash", ".ci/run"]
     return subprocess.run(
@@ -206,16 +204,6 @@ def test_ci_fails_when_any_part_fails_and_ends_with_pytests_summary(failing: str
     assert done.stdout.splitlines()[-1] == SUMMARY
     assert (done.returncode == 0) is (failing == "")
     assert targets_of(tmp_path) == ["lint", "typecheck", "test"]
-    assert "slurmctld is not installed" in done.stdout
-
-
-@pytest.mark.parametrize("failing", ["", "slurm-test"])
-def test_ci_takes_the_tests_on_slurm_too_where_it_is_installed(failing: str, tmp_path: Path) -> None:
-    done = run_ci(tmp_path, failing=failing, has_slurm=True)
-    assert targets_of(tmp_path) == ["lint", "typecheck", "slurm-test", "test"]
-    assert done.stdout.splitlines()[-1] == SUMMARY
-    assert (done.returncode == 0) is (failing == "")
-    assert "not installed" not in done.stdout
 
 
 def targets_of(folder: Path) -> list[str]:
