@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 EMBEDDED = Path(__file__).parents[1] / "assets"
 """The assets folder that ships with the package."""
 
+_NANO = "Cosmos-Nano-"
 _OWN_WEIGHTS, _NATTEN = "_post-trained", "-natten.pt"
 _GUARDS = ("--guardrail_dir", "--text_guard_dir")
 
@@ -213,10 +214,15 @@ def _not_on_the_hub(files: HubFiles, *, assets_dir: Path | None) -> str:
             f"{files.model} is the name for weights of your own, and there are none: put model.pt or the "
             f"NeMo folder at {place}{also}, or pass its path with {files.flag}."
         )
+    trained = (
+        "train it on a GPU with `cosmos-nemo make-nano DIR` and pass --cosmos_assets_dir DIR/assets, "
+        if files.model.startswith(_NANO)
+        else ""
+    )
     return (
-        f"{files.repository} is not on the hub, and this installation of the package lacks it: write "
-        f"a stand-in with `cosmos-nemo standin {files.model} DIR` and pass --cosmos_assets_dir DIR, or a "
-        f"folder of your own with {files.flag}."
+        f"{files.repository} is not on the hub, and this installation of the package lacks it: {trained}write "
+        f"a stand-in (random weights) with `cosmos-nemo standin {files.model} DIR` and pass "
+        f"--cosmos_assets_dir DIR, or a folder of your own with {files.flag}."
     )
 
 

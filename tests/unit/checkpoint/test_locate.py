@@ -467,6 +467,7 @@ def test_a_nano_model_that_the_package_lacks_says_so_unless_a_folder_has_it(
         caught.value
     )
     assert f"cosmos-nemo standin {card.name} DIR" in str(caught.value) and downloads == []
+    assert "train it on a GPU with `cosmos-nemo make-nano DIR`" in str(caught.value)
     folder = fill(places["embedded"] / card.name, ("nemo/.metadata",)) / "nemo"
     assert locate(files, **places) == folder
     for part in (tokenizer_of, text_encoder_of):
