@@ -293,7 +293,9 @@ def test_inside_the_image_no_engine_is_asked(start: Started, tmp_path: Path) -> 
     assert "ENV COSMOS_NEMO_IMAGE=1\n" in text_of("Dockerfile")
 
 
-def test_make_starts_it() -> None:
+def test_make_starts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MAKELEVEL", "MAKEFLAGS"):  # of the make that started the tests
+        monkeypatch.delenv(name, raising=False)
     command = ["make", "--dry-run", "container-test", "IMAGE=some", "ENGINE=podman"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert shown.strip() == 'IMAGE="some" ENGINE="podman" .ci/container/test'

@@ -134,7 +134,7 @@ def test_a_network_that_the_layout_cannot_hold_is_a_sentence_and_two(run, tmp_pa
     torch.save(tensors, tmp_path / "dense.pt")
     status, out, error = run(tmp_path / "dense.pt", tmp_path / "new", "--to", "predict1")
     assert (status, out) == (2, "")
-    assert "which only the NeMo layout keeps. Convert with --to nemo" in error
+    assert "which only NeMo's layout and safetensors keep. Convert with --to nemo" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense.pt", "whole"]
 
 
