@@ -1,6 +1,6 @@
 """`generate`: one video, image or batch, as the doors of inference/ make them; a factory for each card."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from cosmos_nemo.request import (
     Setup,
     Text2WorldRequest,
     card_values,
+    validate_request,
+    validate_setup,
 )
 from cosmos_nemo_recipes.names import factory_name
 
@@ -75,25 +77,27 @@ FIELD_NAMES = {
     "--dry_run": "--dryrun",
 }
 """What a recipe calls the flags of general.py, in the errors of whatever lies below."""
+_FOLDER = Path("outputs")
 
 
 def generate(
     setup: Setup,
     request: Text2WorldRequest,
     batch_input_path: Path | None = None,
-    video_save_folder: Path = Path("outputs"),
+    video_save_folder: Path | None = None,
     dry_run: bool = False,
 ) -> None:
     """Makes the video or image of `request`, or those of a batch file, which have it in common.
 
     batch_input_path: a file of JSON lines; what a line leaves open is as in `request`. Its videos go to
-    `video_save_folder`. SystemExit with the doors' exit status unless that is 0.
+    `video_save_folder`, outputs. SystemExit with the doors' exit status unless that is 0.
     """
     from cosmos_nemo.cli.invocation import Batch, Invocation
     from cosmos_nemo.launch import run as serve
 
     def asked() -> Invocation:
-        batch = Batch(path=batch_input_path, folder=video_save_folder) if batch_input_path else None
+        folder = video_save_folder or _FOLDER
+        batch = Batch(path=batch_input_path, folder=folder) if batch_input_path else None
         if batch is None and setup.replicas > 1:
             raise RequestError("--replicas shares the videos of a batch: it has no effect without one.")
         remarks: list[str] = []
@@ -130,14 +134,44 @@ def _stages(card: ModelCard) -> tuple[str, ...]:
     )
 
 
-def leave_to_the_batch(task: run.Partial) -> None:
-    """Fills in the fields of the request that every line of a batch file says for itself."""
-    request, folder = task.request, task.video_save_folder
-    given = fiddle.ordered_arguments(request)
-    request.video_path = folder / given["video_path"].name
+def complete(task: run.Partial, given: Collection[str]) -> None:
+    """Fills in what a batch leaves open. RequestError for fields that exclude each other.
+
+    given: names of the fields that a person set.
+    """
+    is_batch = task.batch_input_path is not None
+    if "setup.model" in given:
+        raise RequestError("setup.model is the factory's. Pass another --factory.")
+    if not is_batch:
+        if "video_save_folder" in given:
+            raise RequestError("video_save_folder is for a batch: for one video pass request.video_path.")
+        return
+    for name in ("prompt", "visual_input", "video_path"):
+        if f"request.{name}" in given:
+            raise RequestError(f"request.{name} has no effect beside batch_input_path. Pass one of them.")
+    request, folder = task.request, task.video_save_folder or _FOLDER
+    task.video_save_folder = folder
+    request.video_path = folder / request.video_path.name
     for name, unused in (("prompt", ""), ("visual_input", folder)):
-        if name in request.__signature_info__.parameters and name not in given:
+        if name in request.__signature_info__.parameters:
             setattr(request, name, unused)
+
+
+def check(task: run.Partial, *, sees_files: bool) -> None:
+    """RequestError or CatalogError for what can be judged without weights, before a job is started for it.
+
+    sees_files: whether the job has this machine's files.
+    """
+    values = fiddle.build(task).keywords
+    setup, request = values["setup"], values["request"]
+    setup = _chosen(setup, request, remark=lambda _: None)
+    validate_setup(setup)
+    path = values.get("batch_input_path")
+    if path is None:
+        validate_request(request, find_card(setup.model), prompt_is_made=setup.upsamples)
+        path = getattr(request, "visual_input", None)
+    if sees_files and path is not None and not path.is_file():
+        raise RequestError(f"{path} does not exist, or is no file.")
 
 
 def factories() -> dict[str, Callable[[], run.Partial]]:

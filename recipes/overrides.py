@@ -129,14 +129,18 @@ def _example(config: fiddle.Buildable) -> str:
     return next(iter(leaves(config)))
 
 
-def check_names(config: fiddle.Buildable, words: Sequence[str], *, prefix: str) -> None:
+def first_name(word: str) -> str:
+    """`executor` of `executor.env_vars[...]=...`."""
+    return word.partition("=")[0].partition(".")[0].partition("[")[0]
+
+
+def check_name(config: fiddle.Buildable, word: str, *, prefix: str) -> None:
     """RecipeError, naming the nearest, for a word whose first name is no field of `config`."""
-    for word in words:
-        name = word.partition("=")[0].partition(".")[0].partition("[")[0]
-        if name not in _fields(config):
-            near = difflib.get_close_matches(name, _fields(config), n=3)
-            ways = f"Did you mean {' or '.join(f'{prefix}.{each}' for each in near)}?" if near else ""
-            raise RecipeError(f"{prefix}.{name} does not exist. {ways}".rstrip())
+    name = first_name(word)
+    if name not in _fields(config):
+        near = difflib.get_close_matches(name, _fields(config), n=3)
+        ways = f"Did you mean {' or '.join(f'{prefix}.{each}' for each in near)}?" if near else ""
+        raise RecipeError(f"{prefix}.{name} does not exist. {ways}".rstrip())
 
 
 def place_paths(config: fiddle.Buildable, folder: Path | None, prefix: str = "") -> None:
@@ -146,7 +150,9 @@ def place_paths(config: fiddle.Buildable, folder: Path | None, prefix: str = "")
         if isinstance(value, fiddle.Buildable):
             place_paths(value, folder, f"{prefix}{name}.")
         elif isinstance(value, Path) and not value.is_absolute():
-            if folder is None:
+            if folder is not None and value.parts[:1] and value.parts[0].startswith("~"):
+                value = value.expanduser()
+            elif folder is None:
                 raise RecipeError(
                     f"{prefix}{name}={value} is relative, but the job runs in a container or on another "
                     "machine. Pass a path as it is called there, below one of the executor's mounts."
@@ -154,12 +160,11 @@ def place_paths(config: fiddle.Buildable, folder: Path | None, prefix: str = "")
             setattr(config, name, folder / value)
 
 
-def serializable(config: fiddle.Buildable) -> fiddle.Buildable:
-    """`config` with its paths as configs, which is how fiddle takes them along."""
+def make_serializable(config: fiddle.Buildable) -> None:
+    """Puts a config into the place of every path, which is how fiddle takes them along."""
     for name in _fields(config):
         value = getattr(config, name, None)
         if isinstance(value, fiddle.Buildable):
-            serializable(value)
+            make_serializable(value)
         elif isinstance(value, Path):
             setattr(config, name, run.Config(Path, str(value)))
-    return config

@@ -176,7 +176,7 @@ def words_of(parts: Mapping[str, Any]) -> Iterator[str]:
         if value is True:
             yield flag
         elif value is not None and value is not False:
-            yield from (flag, str(value))
+            yield f"{flag}={value}"
 
 
 def factories() -> dict[str, Callable[[], run.Partial]]:

@@ -185,8 +185,8 @@ def _recipe(argv: list[str]) -> object:
     flags, fields = options.parse_known_args(words)
     task = recipes[flags.factory]()
     apply_overrides(task, [word for word in fields if not word.startswith("executor")])
-    if getattr(task, "batch_input_path", None) is not None:
-        generate.leave_to_the_batch(task)
+    if name == "generate":
+        generate.complete(task, given={word.partition("=")[0] for word in fields})
     assert missing_fields(task) == []
     if executor := [word for word in fields if word.startswith("executor")]:
         own = [word.removeprefix("executor.") for word in executor[1:]]

@@ -12,9 +12,9 @@ from cosmos_nemo_recipes.overrides import (
     RecipeError,
     apply_overrides,
     leaves,
+    make_serializable,
     missing_fields,
     place_paths,
-    serializable,
 )
 
 
@@ -102,6 +102,13 @@ def test_relative_paths_begin_in_the_folder_of_the_caller_and_others_stay() -> N
     assert config.setup.tokenizer_dir == Path("/models/t")
 
 
+def test_a_home_folder_is_found_where_no_shell_has_done_it() -> None:
+    config = task()
+    apply_overrides(config, ["request.video_path=~/a.mp4"])
+    place_paths(config, Path("/here"))
+    assert config.request.video_path == Path.home() / "a.mp4"
+
+
 def test_a_relative_path_is_refused_for_a_job_that_does_not_see_this_folder() -> None:
     config = task()
     apply_overrides(config, ["request.video_path=a.mp4"])
@@ -115,7 +122,7 @@ def test_a_configuration_survives_the_way_to_a_job() -> None:
     config = task()
     apply_overrides(config, ["request.prompt=x", "setup.offload=denoise", "request.video_path=/a.mp4"])
     there = ZlibJSONSerializer()
-    sent = serializable(config)
-    received = fiddle.build(there.deserialize(there.serialize(sent)))
+    make_serializable(config)
+    received = fiddle.build(there.deserialize(there.serialize(config)))
     assert received.keywords["setup"].offload == frozenset({"denoise"})
     assert received.keywords["request"] == Text2WorldRequest(prompt="x", video_path=Path("/a.mp4"))

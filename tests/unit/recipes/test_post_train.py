@@ -71,6 +71,6 @@ def test_the_overrides_of_nemos_own_document_mean_what_they_meant() -> None:
 
 def test_an_error_is_told_in_the_recipes_names(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        post_train(**recipe("optim.config.lr=-1", "resume.from_scratch=true"), dry_run=True)
+        post_train(**recipe("optim.config.lr=-1e-6", "resume.from_scratch=true"), dry_run=True)
     assert ended.value.code == 2
-    assert "optim.config.lr -1" in capfd.readouterr().err
+    assert "optim.config.lr -1e-06" in capfd.readouterr().err
