@@ -213,8 +213,9 @@ def test_the_commands_are_found_at_all() -> None:
     shown = [command.script for command in OF_PREDICT1 if command.page == "README.md"]
     assert {script: shown.count(script) for script in shown} == {
         "inference/text2world.py": 4,
-        "inference/video2world.py": 2,
+        "inference/video2world.py": 3,
         "inference/world_interpolator.py": 1,
+        "inference/base.py": 1,
     }
 
 
@@ -280,7 +281,8 @@ def test_the_readme_has_the_commands_of_the_text2world_document() -> None:
 
 
 def test_the_readmes_commands_for_nemo_ask_for_what_the_nemo_document_asks() -> None:
-    shown = [c.argv for c in _section("From a NeMo checkpoint") if c.script == "inference/general.py"]
+    sections = (*_section("From a NeMo checkpoint"), *_section("Post-trained checkpoints"))
+    shown = [c.argv for c in sections if c.script == "inference/general.py"]
     assert len(shown) == 2
     for argv, title in zip(shown, ("base model", "post-trained model"), strict=True):
         theirs, ours = (parse_general(each) for each in (_seed("004", title).argv, argv))
@@ -296,6 +298,16 @@ def test_the_readme_has_the_commands_of_the_interpolators_document() -> None:
     theirs = _seed("002", "example 1")
     module = theirs.script.replace("cosmos_predict1.diffusion.", "")
     assert shown.words == (*theirs.launcher, module, *theirs.argv)
+
+
+def test_the_readme_has_the_command_of_the_autoregressive_document() -> None:
+    [shown] = [c for c in _section("Autoregressive") if c.script == "inference/base.py"]
+    assert tuple(shown.argv) == _seed("001", "example 1").argv
+
+
+def test_the_readme_has_a_row_for_every_inference_script() -> None:
+    rows = read("README.md").partition("\n## What it runs\n")[2].partition("\n## ")[0]
+    assert {script for script in DOORS if f"`{script}`" not in rows} == set()
 
 
 @pytest.fixture(scope="module")
