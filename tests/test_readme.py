@@ -28,6 +28,7 @@ from cosmos_nemo.cli import (
     video2world,
     world_interpolator,
 )
+from cosmos_nemo.cli.predict1 import FLAG_NAMES
 from cosmos_nemo.memory import GIB, host_bytes, published_rows, stage_memory
 from cosmos_nemo.request import validate_setup
 from cosmos_nemo.tools.main import COMMANDS as TOOLS
@@ -344,6 +345,62 @@ def test_every_command_of_predict1_passes_a_dry_run_with_stand_ins(
     printed = capfd.readouterr()
     assert status == 0, printed.err
     assert "not here" not in printed.out
+
+
+_FIRST = "--input_image_or_video_path assets/diffusion/video2world_input0.jpg"
+_BIG = "Cosmos-1.0-Diffusion-7B-Text2World"
+_NANO = "cosmos_nemo/assets/Cosmos-Nano-Text2World/nemo"
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("text2world --checkpoint_dir nowhere --prompt x --dry_run", 2),
+        ("text2world --diffusion_transformer_dir Cosmos-Predict1-7B-Text2Wrld --prompt x --dry_run", 2),
+        ("text2world --prompt x --num_video_frames 120 --dry_run", 2),
+        ("text2world --prompt x --num_gpus 8", 2),
+        ("text2world --prompt grobnik --disable_prompt_upsampler", 3),
+        ("text2world --prompt zorchblade --disable_prompt_upsampler", 3),
+        (f"video2world {_FIRST} --num_input_frames 9 --dry_run", 2),
+        ("video2world --input_image_or_video_path cut.mp4 --dry_run", 2),
+        ("general --model Cosmos-Nano-Text2World --prompt x --cp_size 8 --num_devices 4 --dry_run", 2),
+        (f"general --model {_BIG} --nemo_checkpoint {_NANO} --prompt x --dry_run", 2),
+        ("general --model Cosmos-Nano-Text2World --nemo_checkpoint without --prompt x --dry_run", 2),
+    ],
+)
+def test_the_sentence_on_the_page_is_the_one_that_is_said(
+    command: str,
+    status: int,
+    stand_ins: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    from cosmos_nemo.launch import run
+
+    (tmp_path / "checkpoints").symlink_to(stand_ins)
+    for name in ("assets", "cosmos_nemo"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "cut.mp4").write_bytes((ROOT / "assets/diffusion/video2world_input0.mp4").read_bytes()[:2000])
+    (tmp_path / "without/weights").mkdir(parents=True)
+    (tmp_path / "without/weights/__0_0.distcp").touch()
+    monkeypatch.chdir(tmp_path)
+    door, *argv = command.split()
+    names = {} if door == "general" else FLAG_NAMES
+    parse = DOORS[f"inference/{door}.py"]
+    got = run(lambda: parse(argv), flag_names=names, environ={"COSMOS_NEMO_CACHE": ""})
+    printed = capfd.readouterr()
+    assert got == status, printed.err
+    lines = [" ".join(line.split()) for line in (printed.out + printed.err).splitlines()]
+    assert any(re.fullmatch(quoted, line) for quoted in _quoted_sentences() for line in lines), lines
+
+
+def _quoted_sentences() -> list[str]:
+    """What the page on troubleshooting quotes, as patterns: "..." stands for anything."""
+    blocks = re.findall(r"^```text\n(.*?)^```", read("docs/troubleshooting.md"), re.DOTALL | re.MULTILINE)
+    starts = r"\s+(?=[A-Z]\w+Error: |outputs/|--\w+ is not|\d+ videos made)"
+    sentences = [sentence for block in blocks for sentence in re.split(starts, block)]
+    return [re.escape(" ".join(each.split())).replace(r"\.\.\.", ".*") for each in sentences]
 
 
 def _known_flags() -> set[str]:
