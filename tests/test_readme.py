@@ -28,6 +28,7 @@ from cosmos_nemo.cli import (
     video2world,
     world_interpolator,
 )
+from cosmos_nemo.cli.predict1 import FLAG_NAMES
 from cosmos_nemo.memory import GIB, host_bytes, published_rows, stage_memory
 from cosmos_nemo.request import validate_setup
 from cosmos_nemo.tools.main import COMMANDS as TOOLS
@@ -213,8 +214,9 @@ def test_the_commands_are_found_at_all() -> None:
     shown = [command.script for command in OF_PREDICT1 if command.page == "README.md"]
     assert {script: shown.count(script) for script in shown} == {
         "inference/text2world.py": 4,
-        "inference/video2world.py": 2,
+        "inference/video2world.py": 3,
         "inference/world_interpolator.py": 1,
+        "inference/base.py": 1,
     }
 
 
@@ -280,7 +282,8 @@ def test_the_readme_has_the_commands_of_the_text2world_document() -> None:
 
 
 def test_the_readmes_commands_for_nemo_ask_for_what_the_nemo_document_asks() -> None:
-    shown = [c.argv for c in _section("From a NeMo checkpoint") if c.script == "inference/general.py"]
+    sections = (*_section("From a NeMo checkpoint"), *_section("Post-trained checkpoints"))
+    shown = [c.argv for c in sections if c.script == "inference/general.py"]
     assert len(shown) == 2
     for argv, title in zip(shown, ("base model", "post-trained model"), strict=True):
         theirs, ours = (parse_general(each) for each in (_seed("004", title).argv, argv))
@@ -296,6 +299,16 @@ def test_the_readme_has_the_commands_of_the_interpolators_document() -> None:
     theirs = _seed("002", "example 1")
     module = theirs.script.replace("cosmos_predict1.diffusion.", "")
     assert shown.words == (*theirs.launcher, module, *theirs.argv)
+
+
+def test_the_readme_has_the_command_of_the_autoregressive_document() -> None:
+    [shown] = [c for c in _section("Autoregressive") if c.script == "inference/base.py"]
+    assert tuple(shown.argv) == _seed("001", "example 1").argv
+
+
+def test_the_readme_has_a_row_for_every_inference_script() -> None:
+    rows = read("README.md").partition("\n## What it runs\n")[2].partition("\n## ")[0]
+    assert {script for script in DOORS if f"`{script}`" not in rows} == set()
 
 
 @pytest.fixture(scope="module")
@@ -332,6 +345,62 @@ def test_every_command_of_predict1_passes_a_dry_run_with_stand_ins(
     printed = capfd.readouterr()
     assert status == 0, printed.err
     assert "not here" not in printed.out
+
+
+_FIRST = "--input_image_or_video_path assets/diffusion/video2world_input0.jpg"
+_BIG = "Cosmos-1.0-Diffusion-7B-Text2World"
+_NANO = "cosmos_nemo/assets/Cosmos-Nano-Text2World/nemo"
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("text2world --checkpoint_dir nowhere --prompt x --dry_run", 2),
+        ("text2world --diffusion_transformer_dir Cosmos-Predict1-7B-Text2Wrld --prompt x --dry_run", 2),
+        ("text2world --prompt x --num_video_frames 120 --dry_run", 2),
+        ("text2world --prompt x --num_gpus 8", 2),
+        ("text2world --prompt grobnik --disable_prompt_upsampler", 3),
+        ("text2world --prompt zorchblade --disable_prompt_upsampler", 3),
+        (f"video2world {_FIRST} --num_input_frames 9 --dry_run", 2),
+        ("video2world --input_image_or_video_path cut.mp4 --dry_run", 2),
+        ("general --model Cosmos-Nano-Text2World --prompt x --cp_size 8 --num_devices 4 --dry_run", 2),
+        (f"general --model {_BIG} --nemo_checkpoint {_NANO} --prompt x --dry_run", 2),
+        ("general --model Cosmos-Nano-Text2World --nemo_checkpoint without --prompt x --dry_run", 2),
+    ],
+)
+def test_the_sentence_on_the_page_is_the_one_that_is_said(
+    command: str,
+    status: int,
+    stand_ins: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    from cosmos_nemo.launch import run
+
+    (tmp_path / "checkpoints").symlink_to(stand_ins)
+    for name in ("assets", "cosmos_nemo"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "cut.mp4").write_bytes((ROOT / "assets/diffusion/video2world_input0.mp4").read_bytes()[:2000])
+    (tmp_path / "without/weights").mkdir(parents=True)
+    (tmp_path / "without/weights/__0_0.distcp").touch()
+    monkeypatch.chdir(tmp_path)
+    door, *argv = command.split()
+    names = {} if door == "general" else FLAG_NAMES
+    parse = DOORS[f"inference/{door}.py"]
+    got = run(lambda: parse(argv), flag_names=names, environ={"COSMOS_NEMO_CACHE": ""})
+    printed = capfd.readouterr()
+    assert got == status, printed.err
+    lines = [" ".join(line.split()) for line in (printed.out + printed.err).splitlines()]
+    assert any(re.fullmatch(quoted, line) for quoted in _quoted_sentences() for line in lines), lines
+
+
+def _quoted_sentences() -> list[str]:
+    """What the page on troubleshooting quotes, as patterns: "..." stands for anything."""
+    blocks = re.findall(r"^```text\n(.*?)^```", read("docs/troubleshooting.md"), re.DOTALL | re.MULTILINE)
+    starts = r"\s+(?=[A-Z]\w+Error: |outputs/|--\w+ is not|\d+ videos made)"
+    sentences = [sentence for block in blocks for sentence in re.split(starts, block)]
+    return [re.escape(" ".join(each.split())).replace(r"\.\.\.", ".*") for each in sentences]
 
 
 def _known_flags() -> set[str]:
