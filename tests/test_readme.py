@@ -47,7 +47,8 @@ _ASSIGNMENT = re.compile(r"([A-Z_][A-Z0-9_]*)=(.*)", re.DOTALL)
 _OF_OTHERS = {"source", "docker", "make", ".ci/run"}
 """Programs that the pages name and that are not this project's."""
 _FOREIGN_FLAGS = {"--nproc_per_node", "--no-deps", "--build-arg", "--help"}
-_FOREIGN_FLAGS |= {"--factory", "--dryrun", "--detach", "--yaml", "--to-yaml"}  # nemo_run's
+_FOREIGN_FLAGS |= {"--factory", "--yes", "--dryrun", "--detach", "--load", "--repl"}  # nemo_run's
+_FOREIGN_FLAGS |= {"--yaml", "--to-yaml", "--to-json", "--to-toml"}
 _NOT_BUILT = {"--distill_steps", "--use_fast_tokenizer", "--benchmark"}
 """Flags of released scripts that a page names as what is missing."""
 

@@ -220,8 +220,8 @@ def _not_on_the_hub(files: HubFiles, *, assets_dir: Path | None) -> str:
         else ""
     )
     return (
-        f"{files.repository} is not on the hub, and this installation of the package lacks it: {trained}write "
-        f"a stand-in (random weights) with `cosmos-nemo standin {files.model} DIR` and pass "
+        f"{files.repository} is not on the hub, and this installation of the package lacks it: {trained}"
+        f"write a stand-in (random weights) with `cosmos-nemo standin {files.model} DIR` and pass "
         f"--cosmos_assets_dir DIR, or a folder of your own with {files.flag}."
     )
 

@@ -33,7 +33,7 @@ class TokenizerStateError(RequestError):
 
 
 class TrainingStopped(Exception):
-    """The time was up. Where a path for the state was given it is there, and the same call goes on from it."""
+    """The time was up. With a path for the state it is there, and the same call goes on from it."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"stopped after step {step}")
