@@ -39,6 +39,10 @@ _PACKAGES = (
     "numpy",
 )
 _FLAG = re.compile(r"--[a-z][a-z0-9_]*")
+_ABOUT_MEMORY = (
+    "The GPU's memory does not suffice. --dry_run predicts what is needed, stage by stage; --offload all "
+    "parks every model in host memory while another one works (docs/memory.md, docs/troubleshooting.md)."
+)
 _THE_SAME: Mapping[str, str] = MappingProxyType({})
 _BAD_REQUEST, _BLOCKED, _FAILED, _INTERRUPTED, _TERMINATED = 2, 3, 1, 130, 143
 
@@ -187,7 +191,14 @@ def _status_and_text(error: Exception, ranks: Ranks) -> tuple[int, str]:
         return _BAD_REQUEST, f"{type(error).__name__}: {error}"
     if isinstance(error, GuardrailUnavailable | ItemError | UpsamplerError):
         return _FAILED, f"{type(error).__name__}: {error}"
-    return _FAILED, f"rank {ranks.rank} failed:\n{traceback.format_exc()}"
+    shown = f"rank {ranks.rank} failed:\n{traceback.format_exc()}"
+    return _FAILED, f"{shown.rstrip()}\n{_ABOUT_MEMORY}" if _is_out_of_memory(error) else shown
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
 
 
 def _serve(

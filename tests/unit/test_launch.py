@@ -1,6 +1,7 @@
 import time
 
 import pytest
+import torch
 
 from cosmos_nemo import launch
 from cosmos_nemo.parallel.company import Company, Failure, open_store
@@ -54,3 +55,18 @@ def test_errors_name_flags_as_the_door_does(capsys: pytest.CaptureFixture[str]) 
 def test_what_a_model_says_of_a_request_is_a_sentence(error: Exception) -> None:
     status, text = launch._status_and_text(error, Ranks())
     assert (status, text) == (1, f"{type(error).__name__}: {error}")
+
+
+def test_a_gpu_that_is_too_small_is_told_what_to_do() -> None:
+    def shown(error: Exception) -> str:
+        try:
+            raise error
+        except Exception as caught:
+            status, text = launch._status_and_text(caught, Ranks())
+            assert status == 1
+            return text
+
+    text = shown(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    assert "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB." in text
+    assert "--offload all" in text.splitlines()[-1]
+    assert "--offload" not in shown(RuntimeError("out of memory"))
