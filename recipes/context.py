@@ -50,6 +50,9 @@ _ON_THIS_MACHINE = (run.LocalExecutor, run.DockerExecutor)
 class CosmosContext(RunContext):
     """One call of `nemo cosmos ...`; RunContext's fields are nemo_run's options."""
 
+    factory: str | None = None
+    """--factory, or what the file of --yaml names."""
+
     def cli_execute(self, fn: Callable[..., Any], args: list[str], entrypoint_type: str = "task") -> None:
         """Runs the task; SystemExit 2 for words that cannot be meant, 1 for a failed job."""
         try:
@@ -133,17 +136,15 @@ class CosmosContext(RunContext):
 
     def _configured(self, fn: Callable[..., Any], args: list[str]) -> run.Partial:
         """The factory's task with the fields of the file, and those of the words over them."""
-        in_file: list[str] = []
-        if self.yaml is not None:
-            factory, in_file = config_file.read_words(Path(self.yaml))
-            self.factory = self.factory or factory
+        stated, in_file = (None, []) if self.yaml is None else config_file.read_words(Path(self.yaml))
         known = {factory.__name__: factory for factory in list_factories(get_type_namespace(fn))}
-        if self.factory is None:
+        name = self.factory = self.factory or stated
+        if name is None:
             raise RecipeError(f"--factory is missing. Pass one of {', '.join(known)}.")
-        if self.factory not in known:
-            near = difflib.get_close_matches(str(self.factory), known, n=3, cutoff=0.5) or known
-            raise RecipeError(f"--factory {self.factory} does not exist. Did you mean {' or '.join(near)}?")
-        task = known[self.factory]()
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
+            raise RecipeError(f"--factory {name} does not exist. Did you mean {' or '.join(near)}?")
+        task = known[name]()
         apply_overrides(task, [*in_file, *args])
         if fn is generate.generate:
             generate.complete(task, given={word.partition("=")[0] for word in args})
