@@ -247,7 +247,7 @@ class Predict2Exporter(CosmosExporter):
 
 
 class SafetensorsExporter(CosmosExporter):
-    """One file in the released names."""
+    """One file, in the released names where they have room for the network."""
 
     to = "safetensors"
 

@@ -135,7 +135,9 @@ def _stages(card: ModelCard) -> tuple[str, ...]:
 
 
 def complete(task: run.Partial, given: Collection[str]) -> None:
-    """Fills in what a batch leaves open. RequestError for fields that exclude each other.
+    """Fills in what a batch, or an upsampler that looks at a frame, leaves open.
+
+    RequestError for fields that exclude each other.
 
     given: names of the fields that a person set.
     """
@@ -145,6 +147,9 @@ def complete(task: run.Partial, given: Collection[str]) -> None:
     if not is_batch:
         if "video_save_folder" in given:
             raise RequestError("video_save_folder is for a batch: for one video pass request.video_path.")
+        looks = "visual_input" in task.request.__signature_info__.parameters
+        if task.setup.upsamples and looks and "prompt" not in fiddle.ordered_arguments(task.request):
+            task.request.prompt = ""
         return
     for name in ("prompt", "visual_input", "video_path"):
         if f"request.{name}" in given:

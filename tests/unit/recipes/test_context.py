@@ -218,6 +218,16 @@ def test_a_batch_needs_neither_prompt_nor_path() -> None:
     assert request.video_path == Path("/data/v/Cosmos-Nano-Video2World.mp4")
 
 
+def test_an_upsampler_that_looks_at_a_frame_needs_no_prompt(capsys: pytest.CaptureFixture[str]) -> None:
+    factory = "cosmos_predict1_7b_video2world"
+    task = context(factory).parse_fn(generate, ["setup.upsamples=true", "request.visual_input=/a.png"])
+    assert fiddle.build(task).keywords["request"].prompt == ""
+    said = refusal(["request.visual_input=/a.png"], capsys, factory=factory)
+    assert "request.prompt must be given" in said
+    said = refusal(["setup.upsamples=true"], capsys, factory="cosmos_predict1_7b_text2world")
+    assert "request.prompt must be given" in said
+
+
 def test_a_dry_run_here_prints_the_plan_and_makes_nothing(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
