@@ -346,7 +346,7 @@ class Smi:
         self.file = tempfile.TemporaryFile("w+")
         query = [
             "nvidia-smi",
-            "--id=0",
+            f"--id=GPU-{torch.cuda.get_device_properties(0).uuid}",
             "--query-gpu=memory.used",
             "--format=csv,noheader,nounits",
             "-lms",

@@ -15,11 +15,13 @@ from tests.nano_table import quality
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 VIDEO2WORLD, INTERPOLATOR = "Cosmos-Nano-Video2World", "Cosmos-Nano-WorldInterpolator"
+AUTOREGRESSIVE = "Cosmos-Nano-Autoregressive"
 _QUICK = ("--num_steps", "8")
 """A quarter of the steps, which are enough to tell right from wrong: 35 of them take a minute."""
 _FEW_STARTS = ("--num_seen", "6", "--num_unseen", "0", "--num_turned", "3", *_QUICK)
 """None of the six bounces, which is judged apart."""
 _PREDICT2 = ("--model", "Cosmos-Nano-Predict2-Video2World", *_FEW_STARTS)
+_TOKENS = ("--model", AUTOREGRESSIVE, "--num_seen", "12", "--num_unseen", "0")
 _FOR_MISTAKE = ("--num_seen", "8", "--num_turned", "0")
 """With more starts, as two or three of them can come out right all the same."""
 
@@ -48,6 +50,48 @@ def test_videos_of_predict2_go_on_from_their_frames_as_their_prompts_say(tmp_pat
 def test_a_deliberate_mistake_of_predict2_shows(tmp_path: Path) -> None:
     rows = quality(tmp_path, *_PREDICT2, *_FOR_MISTAKE, "--mistake", "guidance_sign")["rows"]
     assert max(rows[name]["all"] for name in ("trained, 1 frame", "trained, 5 frames")) <= 50
+
+
+def test_tokens_go_on_from_nine_frames(tmp_path: Path) -> None:
+    row = quality(tmp_path, *_TOKENS)["rows"]["trained, 9 frames"]
+    assert row["videos"] >= 8
+    assert min(row["colour"], row["motion"], row["goes on"]) == 100 and row["all"] >= 80
+
+
+@pytest.mark.parametrize("mistake", ["rope_axes", "flattened", "digits_reversed", "given_reversed"])
+def test_a_deliberate_mistake_of_the_tokens_shows(tmp_path: Path, mistake: str) -> None:
+    row = quality(tmp_path, *_TOKENS, "--mistake", mistake)["rows"]["trained, 9 frames"]
+    assert row["all"] <= 50
+
+
+def test_base_py_goes_on_with_the_shipped_model(tmp_path: Path) -> None:
+    """Needs no folder of checkpoints; the same tokens with the same seed, other ones with another."""
+    (clip,) = draw_clips([Scene("red", "ball", "moves up", "gray")], seed=3, device=torch.device("cpu"))
+    numpy.save(tmp_path / "ball.npy", clip.numpy()[:9])
+    made = []
+    for number, seed in enumerate(("0", "0", "1")):
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            str(ROOT / "inference" / "base.py"),
+            "--model",
+            AUTOREGRESSIVE,
+        ]
+        command += ["--input_image_or_video_path", str(tmp_path / "ball.npy"), "--disable_guardrail"]
+        command += [
+            "--seed",
+            seed,
+            "--video_save_folder",
+            str(tmp_path),
+            "--video_save_name",
+            f"{number}.npy",
+        ]
+        subprocess.run(command, check=True, capture_output=True)
+        made.append(numpy.load(tmp_path / f"{number}.npy"))
+    rows_T = centres(made[0])[:, 0]
+    assert len(rows_T) == 33 and rows_T[0] - rows_T[-1] > 25 and (numpy.diff(rows_T) < 1).all()
+    assert (made[0] == made[1]).all() and (made[0] != made[2]).any()
 
 
 def test_the_object_keeps_its_way_where_two_chunks_meet(tmp_path: Path) -> None:

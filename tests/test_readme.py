@@ -340,6 +340,7 @@ def test_every_command_of_predict1_passes_a_dry_run_with_stand_ins(
     (tmp_path / "output").mkdir()
     for name in ("output/robot.jpg", "frame.png"):
         (tmp_path / name).symlink_to(ROOT / "assets/video2world/input0.jpg")
+    (tmp_path / "up.mp4").symlink_to(ROOT / "assets/autoregressive/input.mp4")
     monkeypatch.chdir(tmp_path)
     argv = [*command.argv, *(["--dry_run"] if "--dry_run" not in command.argv else [])]
     status = run(lambda: DOORS[command.script](argv), environ={"COSMOS_NEMO_CACHE": ""})

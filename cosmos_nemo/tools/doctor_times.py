@@ -36,7 +36,7 @@ MEASURED = (
     Measured(
         "NVIDIA H200",
         "Cosmos-Predict1-4B",
-        76.7,
+        72.1,
         "loading included, back end te, without guardrails",
     ),
 )

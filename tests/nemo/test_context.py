@@ -46,13 +46,17 @@ def test_megatron_loads_the_network_of_the_context_with_the_bits_of_our_reader(
     assert_same_bits(megatrons_reading(tmp_path / "nemo"), expected)
 
 
-@pytest.mark.parametrize("kind", ["Text2World", "Video2World", "WorldInterpolator", "Predict2-Video2World"])
+NANO_KINDS = ("Text2World", "Video2World", "WorldInterpolator", "Predict2-Video2World", "Autoregressive")
+
+
+@pytest.mark.parametrize("kind", NANO_KINDS)
 def test_the_models_that_ship_with_the_package_are_nemo_checkpoints(kind: str) -> None:
     from nemo.lightning import io
 
     folder = EMBEDDED / f"Cosmos-Nano-{kind}" / "nemo"
     config = io.load_context(folder, subpath="model").config
-    assert (config.model, config.shape) == (f"Cosmos-Nano-{kind}", CARDS[f"Cosmos-Nano-{kind}"].network)
+    card = CARDS[f"Cosmos-Nano-{kind}"]
+    assert (config.model, config.shape) == (card.name, card.tokens.network if card.tokens else card.network)
     assert_same_bits(megatrons_reading(folder), our_reading(folder, config.shape))
 
 

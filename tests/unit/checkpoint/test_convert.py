@@ -80,7 +80,10 @@ def test_a_dense_network_comes_back_from_safetensors_byte_for_byte(dense, tmp_pa
     assert back.read_bytes() == direct.read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["Text2World", "Video2World", "WorldInterpolator", "Predict2-Video2World"])
+NANO_KINDS = ("Text2World", "Video2World", "WorldInterpolator", "Predict2-Video2World", "Autoregressive")
+
+
+@pytest.mark.parametrize("kind", NANO_KINDS)
 def test_a_nano_model_comes_back_from_safetensors_byte_for_byte(kind, tmp_path):
     shipped = EMBEDDED / f"Cosmos-Nano-{kind}" / "nemo"
     convert(shipped, tmp_path / "safetensors", to="safetensors", model=f"Cosmos-Nano-{kind}")

@@ -45,6 +45,15 @@ def test_videos_whose_tokens_are_drawn_together_take_more_of_the_transformer_alo
     assert {name for name in one if one[name] != eight[name]} == {"token_generation"}
 
 
+@pytest.mark.parametrize(("name", "measured"), [("4B", 9_807_281_664), ("12B", 26_190_816_768)])
+def test_the_transformer_takes_what_it_was_measured_to_take(name: str, measured: int) -> None:
+    """Alone on an H200, back end te, nine given frames: docs/performance.md, the row that parks everything."""
+    card = CARDS[f"Cosmos-Predict1-{name}"]
+    assert card.tokens is not None
+    _, tokens, *_ = token_stages(card, card.tokens, plan=Plan())
+    assert 0 <= tokens.weights + tokens.work - measured <= 0.05 * 2**30
+
+
 def test_a_model_without_a_diffusion_decoder_needs_no_memory_for_it() -> None:
     card = CARDS["Cosmos-Nano-Autoregressive"]
     assert [stage.name for stage in stage_memory(card, guardrails=False, upsamples=False)] == [

@@ -114,8 +114,6 @@ def test_what_is_shipped_is_taken_once_and_not_made_again(tmp_path: Path) -> Non
     assert [name for name, path, _ in made._parts() if not path.exists()] == [
         SUBJECT,
         VIDEO2WORLD,
-        DISCRETE,  # until they are shipped
-        AUTOREGRESSIVE,
     ]
     network_rules(CARD.network, open_checkpoint(made.weights_dir))
     before = [path.stat().st_mtime_ns for path in paths]
