@@ -12,7 +12,8 @@ takes flash, which is slower. The peak is that of the contestant alone: its weig
 beside them. "rel. L2" is the relative difference of the outputs to the first contestant's, and with
 --reference also to one call in float32 of the torch back end, with the same rounded weights. te is left out
 where Transformer Engine cannot run. Under torchrun all ranks share the call's tokens (context parallel);
-te-ring is Transformer Engine's own ring in place of our exchange of tokens and heads.
+te-ring is Transformer Engine's own ring in place of our exchange of tokens and heads; te-fp8 is
+--precision fp8.
 """
 
 import argparse
@@ -35,7 +36,14 @@ from cosmos_nemo.catalog import CARDS, DiTShape, Family, ModelCard, find_card
 from cosmos_nemo.checkpoint.formats import DIFFUSERS
 from cosmos_nemo.checkpoint.names import parameter_shapes, rules_for
 from cosmos_nemo.models.build import build_network
-from cosmos_nemo.models.common.backend import Backend, TEAttention, te_backend, te_missing, torch_backend
+from cosmos_nemo.models.common.backend import (
+    Backend,
+    TEAttention,
+    te_backend,
+    te_fp8_backend,
+    te_missing,
+    torch_backend,
+)
 from cosmos_nemo.parallel.environment import ranks_from
 from cosmos_nemo.parallel.groups import Groups, open_store, start, stop
 from cosmos_nemo.plan import Plan
@@ -46,7 +54,7 @@ FPS = 24
 NOISE_LEVEL = 0.3
 GIVEN_LEVEL = 1e-4 / (1 + 1e-4)
 """What Predict2's network is told of a frame that it sees without noise."""
-EVERYONE = ("torch", "te", "te-ring", "diffusers")
+EVERYONE = ("torch", "te", "te-ring", "te-fp8", "diffusers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +87,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--reference", action="store_true", help="compare with one call in float32 too")
-    parser.add_argument("--profile", action="store_true", help="print where the first contestant's time goes")
+    parser.add_argument("--profile", action="store_true", help="print where the time of each goes")
     parser.add_argument("--json", type=Path, help="write the table here too")
     args = parser.parse_args(argv)
     if args.latent and (args.height or args.width or args.num_frames):
@@ -128,7 +136,9 @@ def report(args: argparse.Namespace, groups: Groups, device: torch.device) -> No
     if args.json:
         args.json.write_text(json.dumps(facts, indent=1))
     if args.profile:
-        profile(next(iter(contestants.values())).call)
+        for name, contestant in contestants.items():
+            print(name)
+            profile(contestant.call)
 
 
 def show(facts: dict[str, Any]) -> None:
@@ -192,6 +202,8 @@ def backend_of(name: str) -> Backend:
         return torch_backend()
     if name == "te":
         return te_backend()
+    if name == "te-fp8":
+        return te_fp8_backend()
     return replace(te_backend(), attention=ModuleSpec(module=TEAttention, params={"prefer_ring": True}))
 
 

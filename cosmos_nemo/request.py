@@ -21,6 +21,7 @@ DEFAULT_NEGATIVE_PROMPT = (
     "Overall, the video is of poor quality."
 )
 BACKENDS = ("auto", "te", "torch")
+PRECISIONS = ("bf16", "fp8")
 CFG_PARALLEL = ("auto", "on", "off")
 TEXT_ENCODER_DTYPES = ("auto", "bfloat16", "float32")
 ROPE_DTYPES = ("float32", "bfloat16")
@@ -75,6 +76,8 @@ class Setup:
     """None: as many of the ranks as the model's heads allow."""
     cfg_parallel: str = "auto"
     backend: str = "auto"
+    precision: str = "bf16"
+    """Of matrix products and self attention in the diffusion network; fp8 is faster and rounds more."""
     text_encoder_dtype: str = "auto"
     rope_dtype: str = "float32"
     """bfloat16 rounds the rotary angles, by up to 0.3 rad, as NVIDIA's scripts did."""
@@ -224,6 +227,7 @@ def card_values(card: ModelCard) -> dict[str, Any]:
 def validate_setup(setup: Setup) -> None:
     """RequestError for a value that no machine could serve."""
     _one_of("--backend", setup.backend, BACKENDS)
+    _one_of("--precision", setup.precision, PRECISIONS)
     _one_of("--cfg_parallel", setup.cfg_parallel, CFG_PARALLEL)
     _one_of("--text_encoder_dtype", setup.text_encoder_dtype, TEXT_ENCODER_DTYPES)
     if setup.t5_cache_dir is not None and setup.text_encoder_dir is not None:

@@ -69,6 +69,7 @@ FIELD_NAMES = {
     "--tensor_parallel": "setup.tensor_parallel",
     "--cfg_parallel": "setup.cfg_parallel",
     "--backend": "setup.backend",
+    "--precision": "setup.precision",
     "--text_encoder_dtype": "setup.text_encoder_dtype",
     "--rope_dtype": "setup.rope_dtype",
     "--offload": "setup.offload",

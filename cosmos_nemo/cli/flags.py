@@ -11,6 +11,7 @@ from cosmos_nemo.request import (
     CFG_PARALLEL,
     DEFAULT_NEGATIVE_PROMPT,
     OFFLOADABLE,
+    PRECISIONS,
     ROPE_DTYPES,
     SAMPLER_NAMES,
     TEXT_ENCODER_DTYPES,
@@ -200,6 +201,12 @@ def add_machine(
     )
     group.add_argument(
         "--backend", default="auto", metavar="|".join(BACKENDS), help="Transformer Engine or torch"
+    )
+    group.add_argument(
+        "--precision",
+        default="bf16",
+        metavar="|".join(PRECISIONS),
+        help="of the diffusion network; fp8 (a GPU from Ada or Hopper on, Transformer Engine) is faster",
     )
     group.add_argument(
         "--offload",

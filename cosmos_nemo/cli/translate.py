@@ -30,6 +30,7 @@ def setup_of(flags: argparse.Namespace, *, model: str, upsamples: bool, **own: A
         tensor_parallel=flags.tensor_parallel,
         cfg_parallel=flags.cfg_parallel,
         backend=flags.backend,
+        precision=flags.precision,
         text_encoder_dtype=flags.text_encoder_dtype,
         rope_dtype=flags.rope_dtype,
         offload=offloaded(flags),

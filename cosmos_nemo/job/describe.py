@@ -43,7 +43,8 @@ def describe(job: Job) -> str:
         f"{job.card.name}: {_size(job)}, seed {request.seed}, {where}",
         *_given(job),
         *_drawn(job),
-        f"{job.plan.num_ranks} rank(s): {job.plan}; back end {job.backend.name} in {str(job.dtype)[6:]}",
+        f"{job.plan.num_ranks} rank(s): {job.plan}; back end {job.backend.name} in {str(job.dtype)[6:]}"
+        f"{', products and self attention in 8 bits' if job.setup.precision == 'fp8' else ''}",
     ]
     for name in job.needs:
         path = job.files.found().get(name)

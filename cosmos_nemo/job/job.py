@@ -89,6 +89,7 @@ class Job:
             "files": dict(self.identities),
             "plan": asdict(self.plan),
             "backend": self.backend.name,
+            "precision": self.setup.precision,
             "dtype": str(self.dtype).removeprefix("torch."),
             "rope_dtype": self.setup.rope_dtype,
             "averaged": self.setup.averaged,
@@ -98,6 +99,11 @@ class Job:
             "prompt_upsampler": self._upsampling(),
         }
 
+    def _dtypes(self) -> list[str]:
+        """Without bf16, so that what was finished before there was a --precision stays finished."""
+        rounding = [] if self.setup.precision == "bf16" else [self.setup.precision]
+        return [str(self.dtype), self.setup.rope_dtype, str(self.text_encoder_dtype), *rounding]
+
     def item_of(self, request: Text2WorldRequest) -> str:
         """16 hex digits: the same for runs that make the same video, wherever it goes and on however many
         ranks. It tells a rerun of a batch what is finished."""
@@ -106,7 +112,7 @@ class Job:
             "request": {n: v for n, v in asdict(request).items() if n not in _NOT_OF_THE_VIDEO},
             **self._visual_input(request),
             "files": {name: file["fingerprint"] for name, file in self.identities.items()},
-            "dtypes": [str(self.dtype), self.setup.rope_dtype, str(self.text_encoder_dtype)],
+            "dtypes": self._dtypes(),
             "guardrails": self._guardrails(),
             "prompt_upsampler": self._upsampling(),
             **({"averaged": True} if self.setup.averaged else {}),

@@ -56,7 +56,7 @@ def prepare(invocation: Invocation, *, ranks: Ranks, environ: Mapping[str, str])
     needs = needs_of(card, setup)
     files = find_files(card, setup, needs, download=False)
     _serveable(asked, card_with_files(card, files), setup)
-    backend = choose_backend(setup.backend, environ)
+    backend = choose_backend(setup.backend, environ, precision=setup.precision)
     if ranks.rank == 0:
         asked = _writable(asked)
     _plan(card_with_files(card, files), setup, asked, ranks, pretend=invocation.dry_run)

@@ -1,9 +1,13 @@
-"""The two back ends, torch and Transformer Engine, as sets of building blocks. Only here is TE imported."""
+"""The two back ends, torch and Transformer Engine, as sets of building blocks.
+
+Only here and in fp8.py is Transformer Engine imported.
+"""
 
 import importlib.util
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +36,11 @@ class Backend:
     rms_norm: type[nn.Module]
     attention: type[nn.Module] | ModuleSpec
     meta_config: Mapping[str, bool]
+    precision: str = "bf16"
+    self_attention: type[nn.Module] | None = None
+    """Of a diffusion transformer, where it is not `attention`."""
+    products: Callable[[int], AbstractContextManager[Any]] = lambda num_rows: nullcontext()
+    """Around the layers of a diffusion transformer, for so many rows (tokens x batch)."""
 
 
 def torch_backend() -> Backend:
@@ -75,13 +84,32 @@ def te_missing() -> str | None:
     return None
 
 
-def choose_backend(asked: str, environ: Mapping[str, str]) -> Backend:
+def te_fp8_backend() -> Backend:
+    """te_backend with matrix products and self attention in 8 bits; BackendError where that cannot be."""
+    from cosmos_nemo.models.common.fp8 import FP8Attention, fp8_missing, fp8_products
+
+    reason = fp8_missing()
+    if reason is not None:
+        raise BackendError(f"--precision fp8 cannot run here: {reason}. Pass --precision bf16.")
+    return replace(te_backend(), precision="fp8", self_attention=FP8Attention, products=fp8_products)
+
+
+def choose_backend(asked: str, environ: Mapping[str, str], *, precision: str = "bf16") -> Backend:
     """The back end for --backend `asked`; "auto" is te on CUDA where it imports.
+
+    precision "fp8" takes te, whose 8 bits they are; BackendError where it cannot.
 
     NVTE_FUSED_ATTN=0, as NeMo's published commands set it, would leave TE with flash attention at half the
     speed of cuDNN, or with unfused attention at 203 GB; then auto takes torch, which keeps cuDNN attention.
     """
-    if asked == "torch":
+    if precision == "fp8":
+        if asked == "torch":
+            raise BackendError(
+                "--precision fp8 is computed by Transformer Engine, and --backend torch leaves it out. "
+                "Leave out one of them."
+            )
+        backend, reason = te_fp8_backend(), "--precision fp8 asks for it"
+    elif asked == "torch":
         backend, reason = torch_backend(), "asked for"
     elif asked == "te":
         backend, reason = te_backend(), "asked for"

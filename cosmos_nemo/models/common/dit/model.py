@@ -4,7 +4,8 @@ What a network call needs is worked out as seldom as it changes: `positions` and
 `modulate` once per step, `forward` once per step and guidance branch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, cast
@@ -80,10 +81,15 @@ class DiT(MegatronModule):
         layer: ModuleSpec,
         rms_norm: type[nn.Module],
         pg_collection: ProcessGroupCollection,
+        products: Callable[[int], AbstractContextManager[Any]],
         rope_dtype: torch.dtype = torch.float32,
     ) -> None:
-        """`rope_dtype` bfloat16 rounds the angles as NVIDIA's scripts did (spec 0.2); float32 is exact."""
+        """`rope_dtype` bfloat16 rounds the angles as NVIDIA's scripts did (spec 0.2); float32 is exact.
+
+        products: the back end's, around the layers.
+        """
         super().__init__(config)
+        self.products = products
         self.shape, self.cp, self.rope_dtype = shape, pg_collection.cp, rope_dtype
         width, dtype, patch = shape.hidden_size, config.params_dtype, shape.patch_size
         self.x_embedder = PatchEmbed(shape.patch_dim, width, dtype=dtype)
@@ -216,17 +222,18 @@ class DiT(MegatronModule):
             given_mask_B1THW=given_mask_B1THW,
             told_BCTHW=told_BCTHW,
         )
-        for layer, by, key_value in zip(self.decoder, modulation.layers, text, strict=True):
-            run = partial(_run_again, layer) if recompute else layer
-            hidden = run(
-                hidden,
-                modulation=by,
-                text=key_value,
-                rope=positions.rope,
-                positions_s1D=positions.learned_s1D,
-                num_tokens=positions.num_tokens,
-                runs=runs,
-            )
+        with self.products(hidden.shape[0] * hidden.shape[1]):
+            for layer, by, key_value in zip(self.decoder, modulation.layers, text, strict=True):
+                run = partial(_run_again, layer) if recompute else layer
+                hidden = run(
+                    hidden,
+                    modulation=by,
+                    text=key_value,
+                    rope=positions.rope,
+                    positions_s1D=positions.learned_s1D,
+                    num_tokens=positions.num_tokens,
+                    runs=runs,
+                )
         tokens = self.final_layer(hidden, modulation.final, runs)
         tokens = gather_tokens(tokens, self.cp, positions.num_tokens)
         return unpatchify(tokens, grid_THW=positions.grid_THW, patch=self.shape.patch_size)

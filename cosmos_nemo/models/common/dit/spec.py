@@ -25,7 +25,7 @@ def layer_spec(shape: DiTShape, backend: Backend) -> ModuleSpec:
         linear_qkv=backend.column_linear,
         linear_proj=backend.row_linear,
         norm=backend.rms_norm,
-        core_attention=backend.attention,
+        core_attention=backend.self_attention or backend.attention,
     )
     cross_attention = AttentionSubmodules(
         linear_q=backend.column_linear,
@@ -69,5 +69,6 @@ def transformer_config(
         tensor_model_parallel_size=pg_collection.tp.size(),
         context_parallel_size=pg_collection.cp.size(),
         perform_initialization=False,
+        disable_parameter_transpose_cache=True,  # no second copy of the weights in 8 bits
         **backend.meta_config,
     )

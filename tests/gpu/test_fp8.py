@@ -1,0 +1,71 @@
+"""--precision fp8 on a GPU with Transformer Engine: close to bfloat16, and without a memory of earlier calls."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.dit_forward import make_inputs, our_contestant, random_weights, relative_l2
+from cosmos_nemo.catalog import CARDS
+from cosmos_nemo.models.common import fp8
+from cosmos_nemo.models.common.attention import dot_product_attention
+from cosmos_nemo.models.common.backend import te_backend, te_fp8_backend
+from cosmos_nemo.parallel.groups import start_alone, stop
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(fp8.fp8_missing() is not None, reason=f"no 8 bits: {fp8.fp8_missing()}"),
+]
+CARD = CARDS["Cosmos-Predict1-7B-Text2World"]
+SHAPE = replace(CARD.network, num_layers=4)
+LATENT = [2, 32, 32]
+"""512 tokens."""
+
+
+def heads(length: int, *, seed: int, scale: float = 1.0) -> Tensor:
+    generator = torch.Generator("cuda").manual_seed(seed)
+    return scale * torch.randn(length, 1, 4, 128, generator=generator, device="cuda", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("scale", [1.0, 300.0, 1e-3])
+def test_attention_is_close_to_the_exact_one_however_large_values_are(scale: float) -> None:
+    """q, k and v have scales of their own: v's is not the others'."""
+    q, k, v = heads(1024, seed=1), heads(1024, seed=2), heads(1024, seed=3, scale=scale)
+    out, exact = fp8.attend_in_fp8(q, k, v), dot_product_attention(q.float(), k.float(), v.float())
+    assert (out.dtype, out.shape) == (q.dtype, q.shape)
+    assert relative_l2(out.float(), exact) < 0.08
+
+
+@pytest.mark.parametrize("length", [1024, 320, 27_216])
+def test_attention_of_any_length_is_made_and_says_if_it_is_not_in_8_bits(
+    length: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    fp8._warn.cache_clear()
+    attention = fp8.FP8Attention(num_heads=4, head_dim=128, cp=None)
+    q, k, v = (heads(length, seed=seed) for seed in (1, 2, 3))
+    with torch.inference_mode(), caplog.at_level(logging.WARNING):
+        out = attention(q, k, v, length)
+    exact = dot_product_attention(q, k, v).float()
+    assert relative_l2(out.view(q.shape).float(), exact) < 0.08
+    assert bool(attention.has_no_kernel) == ("stays in bfloat16" in caplog.text)
+    print(length, "in bfloat16" if attention.has_no_kernel else "in 8 bits", caplog.text)
+
+
+def test_a_network_in_8_bits_is_close_and_forgets_what_it_saw() -> None:
+    device = torch.device("cuda", 0)
+    groups = start_alone(device)
+    with torch.inference_mode():
+        weights = random_weights(SHAPE, device=device, dtype=torch.bfloat16)
+        inputs = make_inputs(SHAPE, LATENT, device=device, dtype=torch.bfloat16)
+        other = replace(inputs, x_BCTHW=50 * inputs.x_BCTHW)
+        exact = our_contestant(SHAPE, te_backend(), groups, weights.__getitem__, inputs).call()
+        rounded = our_contestant(SHAPE, te_fp8_backend(), groups, weights.__getitem__, inputs)
+        far_off = our_contestant(SHAPE, te_fp8_backend(), groups, weights.__getitem__, other)
+        first = rounded.call()
+        far_off.call()
+        again = rounded.call()
+    stop()
+    assert 1e-4 < relative_l2(first.float(), exact.float()) < 0.08
+    assert torch.equal(first, again)
