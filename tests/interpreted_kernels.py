@@ -54,8 +54,25 @@ def check_modulation() -> None:
     for dtype, limit in DTYPES.items():
         x = torch.randn(7, 2, 48).to(dtype)
         shift, scale = torch.randn(2, 2, 48).to(dtype)
-        found = fused_kernels.norm_and_modulate(x, shift, 1 + scale, 1e-6)
+        _, found = fused_kernels.add_and_modulate(x, None, (None, shift, 1 + scale), None, 1e-6)
         assert_near(found, fused.norm_and_modulate(x, shift, scale, eps=1e-6), limit)
+
+
+def check_additions() -> None:
+    """With and without a gate, a batch of its own, a norm and runs, one of them empty."""
+    for dtype, limit in DTYPES.items():
+        for lengths in (None, [3, 0, 4]):
+            runs = lengths and fused.runs_of(lengths, torch.device("cpu"))
+            rows = runs and runs.row_of_token
+            x, change = torch.randn(2, 7, 2, 48).to(dtype)
+            gate, shift, scale = torch.randn(3, *([3] if lengths else []), 2, 48).to(dtype)
+            for gated, moved in ((gate, change), (None, change), (None, change[:, :1].contiguous())):
+                found = fused_kernels.add_and_modulate(x, moved, (gated, shift, 1 + scale), rows, 1e-6)
+                exact = fused.add_and_modulate(x, moved, gated, shift, scale, eps=1e-6, runs=runs)
+                assert_near(found[0], exact[0], limit)
+                assert_near(found[1], exact[1], limit)
+            found = fused_kernels.add_and_modulate(x, change, (gate, None, None), rows, 0.0)
+            assert_near(found[0], fused.add_gated(x, change, gate, runs=runs), limit)
 
 
 def check_tokens() -> None:
@@ -99,4 +116,5 @@ def assert_near(found: Tensor, exact: Tensor, limit: float) -> None:
 
 if __name__ == "__main__":
     with torch.no_grad():
-        {"heads": check_heads, "modulation": check_modulation, "tokens": check_tokens}[sys.argv[1]]()
+        checks = (check_heads, check_modulation, check_additions, check_tokens)
+        {check.__name__.removeprefix("check_"): check for check in checks}[sys.argv[1]]()

@@ -1,4 +1,4 @@
-"""--precision fp8 on a GPU with Transformer Engine: close to bfloat16, and without a memory of earlier calls."""
+"""--precision fp8 on a GPU with Transformer Engine: close to bfloat16, and no memory of earlier calls."""
 
 import logging
 from dataclasses import replace

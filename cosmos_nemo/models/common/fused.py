@@ -3,13 +3,14 @@
 Every kernel rounds where the operations do, so that both give the same up to the order of sums. Kernels have
 no gradient: they are taken in inference mode alone.
 
-Legend: S tokens, B batch, N heads, K head width, D width.
+Legend: S tokens, B batch, N heads, K head width, D width, R runs of tokens.
 """
 
 import importlib.util
 import logging
-from functools import cache
-from typing import cast
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,14 +67,93 @@ def norm_heads(x_SBNK: Tensor, norm: nn.Module, *, eps: float) -> Tensor:
     return fused_kernels.norm_and_rotate(x_SBNK, cast(Tensor, norm.weight), None, eps)
 
 
-def norm_and_modulate(x_SBD: Tensor, shift_BD: Tensor, scale_BD: Tensor, *, eps: float) -> Tensor:
-    """LayerNorm without parameters, times 1 + scale, plus shift; in x's dtype."""
-    if _has_kernels(x_SBD) and x_SBD.is_contiguous():
+class Runs(NamedTuple):
+    """Runs of tokens of this rank that have modulations of their own, rows [R, B, D], one after the other."""
+
+    lengths: list[int]
+    row_of_token: Tensor
+    """The same, said of each token: int32 [S]."""
+
+
+def runs_of(lengths: list[int], device: torch.device) -> Runs:
+    rows = torch.arange(len(lengths), dtype=torch.int32)
+    return Runs(lengths, rows.repeat_interleave(torch.tensor(lengths)).to(device))
+
+
+def norm_and_modulate(
+    x_SBD: Tensor, shift_BD: Tensor, scale_BD: Tensor, *, eps: float, runs: Runs | None = None
+) -> Tensor:
+    """LayerNorm without parameters, times 1 + scale, plus shift; in x's dtype.
+
+    shift and scale (and gate, below): [B, D], or [R, B, D] with `runs`.
+    """
+    if _has_kernels_for_tokens(x_SBD):
         from cosmos_nemo.models.common import fused_kernels
 
-        return fused_kernels.norm_and_modulate(x_SBD, shift_BD, 1 + scale_BD, eps)
+        by = (None, shift_BD, 1 + scale_BD)
+        return fused_kernels.add_and_modulate(x_SBD, None, by, _rows(runs), eps)[1]
+    return _in_runs(partial(_norm_and_modulate, eps=eps), runs, (shift_BD, scale_BD), x_SBD)
+
+
+def add_gated(x_SBD: Tensor, change_SBD: Tensor, gate_BD: Tensor, *, runs: Runs | None = None) -> Tensor:
+    """x + gate * change."""
+    if _has_kernels_for_tokens(x_SBD, change_SBD):
+        from cosmos_nemo.models.common import fused_kernels
+
+        by = (gate_BD, None, None)
+        return fused_kernels.add_and_modulate(x_SBD, change_SBD, by, _rows(runs), 0.0)[0]
+    return _in_runs(_add_gated, runs, (gate_BD,), x_SBD, change_SBD)
+
+
+def add_and_modulate(
+    x_SBD: Tensor,
+    change_SBD: Tensor,
+    gate_BD: Tensor | None,
+    shift_BD: Tensor,
+    scale_BD: Tensor,
+    *,
+    eps: float,
+    runs: Runs | None = None,
+) -> tuple[Tensor, Tensor]:
+    """add_gated (without a gate: x + change, whose batch may be 1), and norm_and_modulate of it."""
+    if _has_kernels_for_tokens(x_SBD, change_SBD):
+        from cosmos_nemo.models.common import fused_kernels
+
+        by = (gate_BD, shift_BD, 1 + scale_BD)
+        return fused_kernels.add_and_modulate(x_SBD, change_SBD, by, _rows(runs), eps)
+    added = x_SBD + change_SBD if gate_BD is None else add_gated(x_SBD, change_SBD, gate_BD, runs=runs)
+    return added, norm_and_modulate(added, shift_BD, scale_BD, eps=eps, runs=runs)
+
+
+def _norm_and_modulate(shift_BD: Tensor, scale_BD: Tensor, x_SBD: Tensor, *, eps: float) -> Tensor:
     normed = F.layer_norm(x_SBD, x_SBD.shape[-1:], eps=eps)
     return torch.addcmul(shift_BD, normed, 1 + scale_BD)
+
+
+def _add_gated(gate_BD: Tensor, x_SBD: Tensor, change_SBD: Tensor) -> Tensor:
+    return torch.addcmul(x_SBD, gate_BD, change_SBD)
+
+
+def _in_runs(
+    function: Callable[..., Tensor],
+    runs: Runs | None,
+    by: Sequence[Tensor],
+    *tensors_SBD: Tensor,
+) -> Tensor:
+    """function(*by, *tensors), of each run of tokens with its row of `by`."""
+    if runs is None:
+        return function(*by, *tensors_SBD)
+    pieces = zip(*(tensor.split(runs.lengths) for tensor in tensors_SBD), strict=True)
+    rows = zip(*by, strict=True)
+    return torch.cat([function(*row, *piece) for row, piece in zip(rows, pieces, strict=True)])
+
+
+def _rows(runs: Runs | None) -> Tensor | None:
+    return None if runs is None else runs.row_of_token
+
+
+def _has_kernels_for_tokens(*tensors_SBD: Tensor) -> bool:
+    return all(_has_kernels(tensor) and tensor.is_contiguous() for tensor in tensors_SBD)
 
 
 def _has_kernels_for_heads(x_SBNK: Tensor) -> bool:

@@ -35,18 +35,44 @@ def norm_and_rotate(
     return out
 
 
-def norm_and_modulate(x_SBD: Tensor, shift_BD: Tensor, factor_BD: Tensor, eps: float) -> Tensor:
-    """x is contiguous; factor is 1 + scale."""
+def add_and_modulate(
+    x_SBD: Tensor,
+    change_SBD: Tensor | None,
+    by: tuple[Tensor | None, Tensor | None, Tensor | None],
+    row_of_token: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """x + gate * change, and its norm times a factor plus a shift; what is not asked for is x.
+
+    by: gate, shift, factor (1 + scale), each [B, D] or, with rows, [R, B, D]. No change: x is normed as it
+    is; no gate: the change is added as it is, and its batch may be 1; no shift: nothing is normed. x and
+    change are contiguous.
+    """
     length, batch, width = x_SBD.shape
-    out = torch.empty_like(x_SBD)
-    _norm_and_modulate[(length, batch)](
-        *(x_SBD, *(by.expand(batch, width).contiguous() for by in (shift_BD, factor_BD)), out, eps),
+    gate, shift, factor = (_whole(part, batch) for part in by)
+    added = x_SBD if change_SBD is None else torch.empty_like(x_SBD)
+    normed = x_SBD if shift is None else torch.empty_like(x_SBD)
+    if length == 0:
+        return added, normed
+    _add_and_modulate[(length, batch)](
+        x_SBD,
+        *(x_SBD if part is None else part for part in (change_SBD, gate, shift, factor, row_of_token)),
+        *(added, normed, eps),
         BATCH=batch,
         WIDTH=width,
         BLOCK=triton.next_power_of_2(width),
+        ADDS=change_SBD is not None,
+        GATES=gate is not None,
+        CHANGE_BATCH=1 if change_SBD is None else change_SBD.shape[1],
+        NORMS=shift is not None,
+        HAS_ROWS=row_of_token is not None,
         num_warps=4 if width <= 4096 else 8,
     )
-    return out
+    return added, normed
+
+
+def _whole(by_BD: Tensor | None, batch: int) -> Tensor | None:
+    return None if by_BD is None else by_BD.expand(*by_BD.shape[:-2], batch, -1).contiguous()
 
 
 @triton.jit
@@ -76,19 +102,32 @@ def _norm_and_rotate(
 
 
 @triton.jit
-def _norm_and_modulate(
-    x, shift, factor, out, eps, BATCH: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
-):
+def _add_and_modulate(
+    x, change, gate, shift, factor, rows, added, out, eps,
+    BATCH: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ADDS: tl.constexpr, GATES: tl.constexpr,
+    CHANGE_BATCH: tl.constexpr, NORMS: tl.constexpr, HAS_ROWS: tl.constexpr,
+):  # fmt: skip
     token, sample = tl.program_id(0).to(tl.int64), tl.program_id(1)
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
     line = (token * BATCH + sample) * WIDTH + columns
-    value = tl.load(x + line, mask=inside, other=0.0).to(tl.float32)
-    mean = tl.sum(value, 0) / WIDTH
-    centred = tl.where(inside, value - mean, 0.0)
-    normed = centred * tl.rsqrt(tl.sum(centred * centred, 0) / WIDTH + eps)
-    dtype = out.dtype.element_ty
     by = sample * WIDTH + columns
-    moved = tl.load(shift + by, mask=inside, other=0.0).to(tl.float32)
-    scaled = normed.to(dtype).to(tl.float32) * tl.load(factor + by, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + line, (moved + scaled).to(dtype), mask=inside)
+    if HAS_ROWS:
+        by += tl.load(rows + token) * BATCH * WIDTH
+    dtype = out.dtype.element_ty
+    value = tl.load(x + line, mask=inside, other=0.0).to(tl.float32)
+    if ADDS:
+        told = line if CHANGE_BATCH == BATCH else token * WIDTH + columns
+        moved_by = tl.load(change + told, mask=inside, other=0.0).to(tl.float32)
+        if GATES:
+            moved_by *= tl.load(gate + by, mask=inside, other=0.0).to(tl.float32)
+        rounded = (value + moved_by).to(dtype)
+        tl.store(added + line, rounded, mask=inside)
+        value = rounded.to(tl.float32)
+    if NORMS:
+        mean = tl.sum(value, 0) / WIDTH
+        centred = tl.where(inside, value - mean, 0.0)
+        normed = centred * tl.rsqrt(tl.sum(centred * centred, 0) / WIDTH + eps)
+        moved = tl.load(shift + by, mask=inside, other=0.0).to(tl.float32)
+        scaled = normed.to(dtype).to(tl.float32) * tl.load(factor + by, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out + line, (moved + scaled).to(dtype), mask=inside)

@@ -99,12 +99,14 @@ def _parts(network: DiT, inputs: Tensors) -> Outputs:
     for index, (layer, by, key_value) in enumerate(
         zip(network.decoder, modulation.layers, text, strict=True)
     ):
-        hidden = hidden + positions.learned_s1D
-        hidden = layer.attend_to_video(hidden, by.self_attention, positions.rope, positions.num_tokens)
-        after_video = hidden
-        hidden = layer.attend_to_text(hidden, by.cross_attention, key_value)
-        after_text = hidden
-        hidden = layer.feed_forward(hidden, by.mlp)
+        after_video, after_text, hidden = layer.parts(
+            hidden,
+            modulation=by,
+            text=key_value,
+            rope=positions.rope,
+            positions_s1D=positions.learned_s1D,
+            num_tokens=positions.num_tokens,
+        )
         if index == 0:
             yield "block0_after_fa_BTHWD", by_place(after_video, grid)
             yield "block0_after_ca_BTHWD", by_place(after_text, grid)

@@ -1,13 +1,13 @@
 """What surrounds the layers: patches, timestep, the last projection (spec/predict1-diffusion.md, 1.2)."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from cosmos_nemo.models.common.dit.layers import Modulation, modulate
+from cosmos_nemo.models.common.fused import Runs
 
 
 class PatchEmbed(nn.Module):
@@ -80,6 +80,6 @@ class FinalLayer(nn.Module):
         shift, scale = (self.adaLN_modulation(timestep_BD) + lora_B3D[..., : 2 * width]).chunk(2, dim=-1)
         return Modulation(shift, scale, torch.ones_like(shift))
 
-    def forward(self, hidden_sBD: Tensor, by: Modulation, runs: Sequence[int] | None = None) -> Tensor:
+    def forward(self, hidden_sBD: Tensor, by: Modulation, runs: Runs | None = None) -> Tensor:
         by = Modulation(*(part.float() for part in by))
         return nn.functional.linear(modulate(hidden_sBD.float(), by, runs), self.linear.weight.float())

@@ -5,9 +5,10 @@ Legend: s tokens of this context parallel rank, R runs of them, B batch, D width
 parallel rank, K head width, L text length.
 """
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -18,7 +19,14 @@ from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from cosmos_nemo.models.common.fused import norm_and_modulate, norm_and_rotate, norm_heads
+from cosmos_nemo.models.common.fused import (
+    Runs,
+    add_and_modulate,
+    add_gated,
+    norm_and_modulate,
+    norm_and_rotate,
+    norm_heads,
+)
 from cosmos_nemo.models.common.linears import column, row
 
 NORM_EPSILON = 1e-6
@@ -188,7 +196,11 @@ class DiTLayer(MegatronModule):
         )
         self.adaLN = AdaLN(config.hidden_size, adaln_lora_dim, dtype=config.params_dtype)
 
-    def forward(
+    def forward(self, hidden_sBD: Tensor, **arguments: Any) -> Tensor:
+        """arguments: as of `parts`."""
+        return deque(self.parts(hidden_sBD, **arguments), maxlen=1).pop()
+
+    def parts(
         self,
         hidden_sBD: Tensor,
         *,
@@ -197,57 +209,38 @@ class DiTLayer(MegatronModule):
         rope: Rope,
         positions_s1D: Tensor | None,
         num_tokens: int,
-        runs: Sequence[int] | None = None,
-    ) -> Tensor:
-        """A position table, if there is one, is added again at the start of every layer (spec 1.2, step 7).
+        runs: Runs | None = None,
+    ) -> Iterator[Tensor]:
+        """The tokens [s, B, D] after self attention, after cross attention, and after the MLP.
 
-        runs: how many tokens of this rank each row of the modulation is for.
+        A position table, if there is one, is added again at the start of every layer (spec 1.2, step 7).
+        runs: which tokens of this rank each row of the modulation is for.
         """
-        hidden = hidden_sBD if positions_s1D is None else hidden_sBD + positions_s1D
-        hidden = self.attend_to_video(hidden, modulation.self_attention, rope, num_tokens, runs)
-        hidden = self.attend_to_text(hidden, modulation.cross_attention, text, runs)
-        return self.feed_forward(hidden, modulation.mlp, runs)
-
-    def attend_to_video(
-        self,
-        hidden_sBD: Tensor,
-        by: Modulation,
-        rope: Rope,
-        num_tokens: int,
-        runs: Sequence[int] | None = None,
-    ) -> Tensor:
-        change = self.full_self_attention(modulate(hidden_sBD, by, runs), rope, num_tokens)
-        return _add(hidden_sBD, change, by, runs)
-
-    def attend_to_text(
-        self, hidden_sBD: Tensor, by: Modulation, text: KeyValue, runs: Sequence[int] | None = None
-    ) -> Tensor:
-        return _add(hidden_sBD, self.cross_attention(modulate(hidden_sBD, by, runs), text), by, runs)
-
-    def feed_forward(self, hidden_sBD: Tensor, by: Modulation, runs: Sequence[int] | None = None) -> Tensor:
-        return _add(hidden_sBD, self.mlp(modulate(hidden_sBD, by, runs))[0], by, runs)
+        to_video, to_text, to_mlp = modulation
+        if positions_s1D is None:
+            hidden, normed = hidden_sBD, modulate(hidden_sBD, to_video, runs)
+        else:
+            hidden, normed = _add_and_modulate(hidden_sBD, positions_s1D, None, to_video, runs)
+        change = self.full_self_attention(normed, rope, num_tokens)
+        hidden, normed = _add_and_modulate(hidden, change, to_video.gate, to_text, runs)
+        yield hidden
+        change = self.cross_attention(normed, text)
+        hidden, normed = _add_and_modulate(hidden, change, to_text.gate, to_mlp, runs)
+        yield hidden
+        del change
+        yield add_gated(hidden, self.mlp(normed)[0], to_mlp.gate, runs=runs)
 
 
-def modulate(hidden_sBD: Tensor, by: Modulation, runs: Sequence[int] | None = None) -> Tensor:
+def modulate(hidden_sBD: Tensor, by: Modulation, runs: Runs | None = None) -> Tensor:
     """norm(x) * (1 + scale) + shift, with a LayerNorm that has no parameters."""
-    return _in_runs(
-        lambda by, x: norm_and_modulate(x, by.shift, by.scale, eps=NORM_EPSILON), by, runs, hidden_sBD
-    )
+    return norm_and_modulate(hidden_sBD, by.shift, by.scale, eps=NORM_EPSILON, runs=runs)
 
 
-def _add(hidden_sBD: Tensor, change_sBD: Tensor, by: Modulation, runs: Sequence[int] | None) -> Tensor:
-    return _in_runs(lambda by, x, y: torch.addcmul(x, by.gate, y), by, runs, hidden_sBD, change_sBD)
-
-
-def _in_runs(
-    function: Callable[..., Tensor], by: Modulation, runs: Sequence[int] | None, *tensors_sBD: Tensor
-) -> Tensor:
-    """function(modulation, *tensors) of each run of tokens, with its row of the modulation."""
-    if runs is None:
-        return function(by, *tensors_sBD)
-    pieces = zip(*(tensor.split(list(runs)) for tensor in tensors_sBD), strict=True)
-    rows = (Modulation(*row) for row in zip(*by, strict=True))
-    return torch.cat([function(row, *piece) for row, piece in zip(rows, pieces, strict=True)])
+def _add_and_modulate(
+    hidden_sBD: Tensor, change_sBD: Tensor, gate_BD: Tensor | None, by: Modulation, runs: Runs | None
+) -> tuple[Tensor, Tensor]:
+    """The tokens with a change, and what the next sub-layer, bent by `by`, sees of them."""
+    return add_and_modulate(hidden_sBD, change_sBD, gate_BD, by.shift, by.scale, eps=NORM_EPSILON, runs=runs)
 
 
 def mlp_spec(column_linear: type, row_linear: type) -> ModuleSpec:

@@ -29,6 +29,7 @@ from cosmos_nemo.models.common.dit.embeddings import (
     unpatchify,
 )
 from cosmos_nemo.models.common.dit.layers import DiTLayer, KeyValue, LayerModulation, Modulation, Rope
+from cosmos_nemo.models.common.fused import Runs, runs_of
 from cosmos_nemo.models.common.sharded import stacked_layers, without_extra_states
 from cosmos_nemo.parallel.context import gather_tokens, local_length, split_tokens
 
@@ -238,8 +239,8 @@ class DiT(MegatronModule):
         tokens = gather_tokens(tokens, self.cp, positions.num_tokens)
         return unpatchify(tokens, grid_THW=positions.grid_THW, patch=self.shape.patch_size)
 
-    def runs_of(self, modulation: NetworkModulation, positions: Positions) -> list[int] | None:
-        """How many of this rank's tokens each row of the modulation is for; padding goes with the last."""
+    def runs_of(self, modulation: NetworkModulation, positions: Positions) -> Runs | None:
+        """Which of this rank's tokens each row of the modulation is for; padding goes with the last."""
         frames = modulation.frames
         if frames is None:
             return None
@@ -248,7 +249,7 @@ class DiT(MegatronModule):
         length = local_length(t * h * w, self.cp)
         first = self.cp.rank() * length
         ends = [min(max(end * h * w - first, 0), length) for end in accumulate(frames)]
-        return [end - start for start, end in pairwise([0, *ends[:-1], length])]
+        return runs_of([end - start for start, end in pairwise([0, *ends[:-1], length])], self.device)
 
 
 def _run_again(layer: DiTLayer, hidden_sBD: Tensor, **arguments: Any) -> Tensor:

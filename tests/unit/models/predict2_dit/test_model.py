@@ -116,8 +116,9 @@ def test_ranks_share_the_runs_of_tokens_and_padding_goes_with_the_last(network: 
         network.cp = FakeGroup(ranks, rank)  # type: ignore[assignment]
         positions = network.positions(LATENT, fps=24)
         runs = network.runs_of(modulation, positions)
-        assert runs is not None and len(runs) == 2 and sum(runs) == len(positions.rope.cos)
-        rows += [row for row, run in enumerate(runs) for _ in range(run)]
+        assert runs is not None and len(runs.lengths) == 2 and sum(runs.lengths) == len(positions.rope.cos)
+        assert runs.row_of_token.tolist() == [row for row, run in enumerate(runs.lengths) for _ in range(run)]
+        rows += runs.row_of_token.tolist()
     assert rows[:30] == [0] * 12 + [1] * 18
     assert set(rows[30:]) <= {1}
 
