@@ -315,6 +315,7 @@ def add_general(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--negative_prompt", help="what to avoid; the request's default")
     group.add_argument("--num_video_frames", help="the model's, 33")
     group.add_argument("--backend", help="te or torch; the best there is")
+    group.add_argument("--precision", help="bf16 or fp8; bf16")
 
 
 def general_flags(arguments: argparse.Namespace) -> list[str]:
@@ -327,6 +328,7 @@ def general_flags(arguments: argparse.Namespace) -> list[str]:
         "--negative_prompt": arguments.negative_prompt,
         "--num_video_frames": arguments.num_video_frames,
         "--backend": arguments.backend,
+        "--precision": arguments.precision,
         "--subject_name": arguments.subject_name if getattr(arguments, "subject", False) else None,
     }
     return [f"{flag}={value}" for flag, value in given.items() if value is not None]

@@ -242,6 +242,7 @@ def test_ranks_of_torchrun_and_of_srun_make_the_frames_of_one(
         (["--num_devices", "2"], "--num_devices 2"),
         (["--nemo_checkpoint", "nowhere"], "--nemo_checkpoint nowhere"),
         (["--backend", "te"], "--backend te"),
+        (["--precision", "fp8"], "--precision fp8 cannot run here: Transformer Engine needs a CUDA device"),
         (["--cfg_parallel", "on"], "--cfg_parallel on"),
         (["--prompt", ""], "--prompt is empty"),
         (["--prompt", "A red \udcff ball"], "--prompt"),

@@ -5,7 +5,15 @@ import torch
 from torch import Tensor
 
 from cosmos_nemo.models.common.attention import TorchRMSNorm
-from cosmos_nemo.models.common.fused import has_triton, norm_and_modulate, norm_and_rotate, norm_heads
+from cosmos_nemo.models.common.fused import (
+    add_and_modulate,
+    add_gated,
+    has_triton,
+    norm_and_modulate,
+    norm_and_rotate,
+    norm_heads,
+    runs_of,
+)
 
 pytestmark = pytest.mark.gpu
 S, B, N, K = 37, 2, 5, 64
@@ -48,3 +56,30 @@ def test_tokens_are_normed_and_modulated_as_by_operations(dtype: torch.dtype, wi
         found = norm_and_modulate(x, shift, scale, eps=1e-6)
         assert relative(norm_and_modulate(x, shift[:1], scale[:1], eps=1e-6), one) < 3e-3
     assert relative(found, exact) < (1e-6 if dtype == torch.float32 else 3e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [None, [12, 0, 25]])
+@pytest.mark.parametrize("gates", [True, False])
+def test_a_change_is_added_normed_and_modulated_as_by_operations(
+    dtype: torch.dtype, lengths: list[int] | None, gates: bool
+) -> None:
+    generator = torch.Generator("cuda").manual_seed(0)
+    x, change = torch.randn(2, S, B, 2048, device="cuda", generator=generator).to(dtype)
+    rows = [] if lengths is None else [len(lengths)]
+    gate, shift, scale = torch.randn(3, *rows, B, 2048, device="cuda", generator=generator).to(dtype)
+    runs = None if lengths is None else runs_of(lengths, torch.device("cuda"))
+    if not gates:
+        change = change[:, :1].contiguous()
+
+    def results() -> list[Tensor]:
+        by = gate if gates else None
+        both = add_and_modulate(x, change, by, shift, scale, eps=1e-6, runs=runs)
+        return [*both, *([add_gated(x, change, gate, runs=runs)] if gates else [])]
+
+    with torch.no_grad():
+        exact = results()
+    with torch.inference_mode():
+        found = results()
+    for one, other in zip(found, exact, strict=True):
+        assert one.dtype == dtype and relative(one, other) < (1e-6 if dtype == torch.float32 else 3e-3)

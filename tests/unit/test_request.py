@@ -85,6 +85,7 @@ def test_a_bad_value_is_refused_with_flag_value_and_way_out(
     ("changes", "says"),
     [
         ({"backend": "jax"}, "--backend jax"),
+        ({"precision": "fp16"}, "--precision fp16"),
         ({"cfg_parallel": "yes"}, "--cfg_parallel yes"),
         ({"text_encoder_dtype": "int8"}, "--text_encoder_dtype int8"),
         ({"offload": frozenset({"everything"})}, "--offload everything"),

@@ -418,7 +418,7 @@ def test_the_facts_say_how_to_make_the_video_again(assets: Path) -> None:
     assert facts["plan"] == {"cfg": 2, "cp": 2, "tp": 1, "replicas": 1}
     assert (facts["backend"], facts["device"]) == ("torch", "cpu")
     assert (facts["dtype"], facts["text_encoder_dtype"]) == ("float32", "bfloat16")
-    assert facts["rope_dtype"] == "float32"
+    assert (facts["rope_dtype"], facts["precision"]) == ("float32", "bf16")
     assert facts["guardrails"] == {"state": "the model comes without"}
     assert facts["prompt_upsampler"] == "off"
 
@@ -583,6 +583,13 @@ def test_an_item_that_would_look_or_be_judged_otherwise_is_another(
 ) -> None:
     job, other = job_of(assets), job_of(assets, **changes)
     assert job.item_of(job.request) != other.item_of(other.request)
+
+
+def test_an_item_in_8_bits_is_another(assets: Path) -> None:
+    job = job_of(assets)
+    rounded = replace(job, setup=replace(job.setup, precision="fp8"))
+    assert job.item_of(job.request) != rounded.item_of(job.request)
+    assert rounded.facts(job.request)["precision"] == "fp8"
 
 
 def test_an_item_of_other_weights_is_another(assets: Path) -> None:

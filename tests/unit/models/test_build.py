@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from cosmos_nemo.checkpoint.load import load_into
 from cosmos_nemo.checkpoint.names import network_rules, parameter_shapes
 from cosmos_nemo.checkpoint.reader import open_checkpoint
 from cosmos_nemo.models.build import build_network
+from cosmos_nemo.models.common.attention import TorchAttention
 from cosmos_nemo.models.common.backend import Backend, torch_backend
 from cosmos_nemo.models.common.dit.spec import layer_spec, transformer_config
 from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
@@ -150,3 +153,29 @@ def test_megatrons_config_says_what_the_card_the_groups_and_the_back_end_say(dty
     assert (config.normalization, config.layernorm_epsilon) == ("RMSNorm", 1e-6)
     assert config.activation_func is nn.functional.gelu
     assert config.use_cpu_initialization and not config.perform_initialization
+
+
+def test_a_back_ends_own_self_attention_is_the_videos_alone_and_its_products_surround_the_layers() -> None:
+    class Attention(TorchAttention):
+        pass
+
+    regions: list[int] = []
+
+    @contextmanager
+    def products(num_rows: int) -> Iterator[None]:
+        regions.append(num_rows)
+        yield
+
+    own = replace(torch_backend(), self_attention=Attention, products=products)
+    collection = start_alone(CPU).collection
+    network = build_network(TINY, backend=own, pg_collection=collection, device=CPU, dtype=torch.float32)
+    for layer in network.decoder:
+        assert type(layer.full_self_attention.core_attention) is Attention
+        assert type(layer.cross_attention.core_attention) is TorchAttention
+    network(
+        torch.zeros(3, 16, 2, 4, 10),
+        modulation=network.modulate(torch.zeros(3)),
+        text=network.encode_text(torch.zeros(3, 12, 32)),
+        positions=network.positions((2, 4, 10), fps=24),
+    )
+    assert regions == [3 * 2 * 2 * 5]

@@ -13,7 +13,7 @@ import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor, nn
 
-from cosmos_nemo.models.common import backend
+from cosmos_nemo.models.common import backend, fp8
 from cosmos_nemo.models.common.attention import TorchAttention, TorchRMSNorm, dot_product_attention
 from cosmos_nemo.models.common.backend import (
     BackendError,
@@ -107,6 +107,31 @@ def test_what_is_asked_for_is_taken_whatever_the_environment_says(
         name, log = chosen(asked, caplog, **environ)
         assert name == asked
         assert f"back end {asked}: asked for" in log
+
+
+def test_fp8_without_cuda_is_refused_with_the_way_out(no_cuda: None) -> None:
+    with pytest.raises(BackendError) as refused:
+        choose_backend("auto", {}, precision="fp8")
+    assert str(refused.value) == (
+        "--precision fp8 cannot run here: Transformer Engine needs a CUDA device. Pass --precision bf16."
+    )
+
+
+def test_fp8_and_the_torch_back_end_exclude_each_other() -> None:
+    with pytest.raises(BackendError, match="--backend torch leaves it out"):
+        choose_backend("torch", {}, precision="fp8")
+
+
+@pytest.mark.parametrize("asked", ["auto", "te"])
+@pytest.mark.parametrize("environ", [{}, {"NVTE_FUSED_ATTN": "0"}])
+def test_fp8_takes_te_with_its_own_products_and_self_attention(
+    te_works: None, monkeypatch: pytest.MonkeyPatch, asked: str, environ: dict[str, str]
+) -> None:
+    monkeypatch.setattr(fp8, "fp8_missing", lambda: None)
+    found = choose_backend(asked, environ, precision="fp8")
+    assert (found.name, found.precision) == ("te", "fp8")
+    assert (found.self_attention, found.products) == (fp8.FP8Attention, fp8.fp8_products)
+    assert found.attention is TEAttention
 
 
 Install = Callable[[str], None]
