@@ -31,21 +31,25 @@ def fp8_missing() -> str | None:
     reason = te_missing()
     if reason is not None:
         return reason
-    from transformer_engine.pytorch.quantization import FP8GlobalStateManager
+    import transformer_engine.pytorch as te
 
-    available, why = FP8GlobalStateManager.is_fp8_available()
+    available, why = te.is_fp8_available(return_reason=True)
     return None if available else str(why).rstrip(".")
 
 
 def fp8_products(num_rows: int) -> AbstractContextManager[Any]:
     """Within it Transformer Engine's linears multiply in 8 bits, if so many tokens allow it."""
-    import transformer_engine.pytorch as te
-    from transformer_engine.common.recipe import Float8CurrentScaling
-
     if num_rows % _ROWS:
         _warn(f"{num_rows} tokens do not divide by {_ROWS}: their products stay in bfloat16")
         return nullcontext()
-    region: AbstractContextManager[Any] = te.fp8_autocast(enabled=True, fp8_recipe=Float8CurrentScaling())
+    return _region()
+
+
+def _region() -> AbstractContextManager[Any]:
+    import transformer_engine.pytorch as te
+    from transformer_engine.common.recipe import Float8CurrentScaling
+
+    region: AbstractContextManager[Any] = te.autocast(enabled=True, recipe=Float8CurrentScaling())
     return region
 
 
@@ -100,7 +104,6 @@ def attend_in_fp8(q_SBNK: Tensor, k_LBNK: Tensor, v_LBNK: Tensor) -> Tensor:
         o_quantizer=scaled_by(v._scale_inv.reciprocal().view(1)),
         attn_scale=width**-0.5,
         qkv_layout="sbhd_sbhd_sbhd",
-        o_format="sbhd",
         attn_mask_type="no_mask",
     )
     attended: Tensor = out.dequantize().view(q_SBNK.shape)
