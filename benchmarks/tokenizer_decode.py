@@ -1,13 +1,17 @@
 """Video tokenizer: diffusers' unsplit decode against the decode in pieces, with random weights at full size.
 
 python benchmarks/tokenizer_decode.py --frames 121 --height 704 --width 1280 --pieces 1 2 4 8 16
+torchrun --nproc_per_node 8 benchmarks/tokenizer_decode.py --pieces 8
 
-Prints seconds and peak GPU memory of each way (weights, latent and decoded floats included), and how far its
-uint8 frames are from the unsplit ones. Seconds are the median of --repeats after one unmeasured run.
+Under torchrun the ranks also decode a piece each at the same time, and the first one gathers the frames; the
+doors do not do that yet. Prints seconds and peak GPU memory of each way (weights, latent and decoded floats
+included; those of the first rank), and how far its uint8 frames are from the unsplit ones. Seconds are the median
+of --repeats after one unmeasured run.
 """
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -15,10 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from cosmos_nemo.catalog import TokenizerShape
 from cosmos_nemo.models.video_tokenizer.model import VideoTokenizer, build_autoencoder, to_uint8
+from cosmos_nemo.parallel.environment import ranks_from
+from cosmos_nemo.parallel.groups import Groups, open_store, start, stop
+from cosmos_nemo.parallel.neighbours import join_on_first
+from cosmos_nemo.plan import Plan
 from cosmos_nemo.tools.standin_tokenizer import random_weights
 
 GIB = 2**30
@@ -52,6 +62,37 @@ def build(shape: TokenizerShape, *, dtype: torch.dtype, seed: int) -> VideoToken
         parameter.copy_(weights[name])
     table_CT = torch.ones(shape.latent_channels, shape.statistics_frames, device="cuda")
     return VideoTokenizer(autoencoder, mean_CT=0 * table_CT, std_CT=table_CT)
+
+
+def shared(tokenizer: VideoTokenizer, latent_BCTHW: Tensor, group: ProcessGroup) -> Tensor | None:
+    """uint8 frames on the CPU of the first rank, from all ranks' pieces."""
+    share_BCTHW = tokenizer.decode_share(latent_BCTHW, group=group)
+    if share_BCTHW is None:
+        side = tokenizer.autoencoder.config.spatial_compression_ratio
+        height, width = (side * size for size in latent_BCTHW.shape[3:])
+        mine_THWC = torch.empty(0, height, width, 3, dtype=torch.uint8, device=latent_BCTHW.device)
+    else:
+        mine_THWC = to_uint8(share_BCTHW)
+    frames_THWC = join_on_first(mine_THWC, group)
+    if frames_THWC is None:
+        return None
+    on_host = torch.empty(frames_THWC.shape, dtype=torch.uint8, pin_memory=True).copy_(frames_THWC)
+    torch.cuda.synchronize()
+    return on_host
+
+
+def measure_shared(tokenizer: VideoTokenizer, latent_BCTHW: Tensor, group: ProcessGroup, repeats: int) -> Row:
+    """Of this rank, and its frames; every rank begins at once."""
+    frames_THWC, seconds = shared(tokenizer, latent_BCTHW, group), []
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(repeats):
+        dist.barrier(group)
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        frames_THWC = shared(tokenizer, latent_BCTHW, group)
+        seconds.append(time.perf_counter() - started)
+    peak = torch.cuda.max_memory_allocated() / GIB
+    return {"seconds": statistics.median(seconds), "peak_gib": peak, "frames": frames_THWC}
 
 
 def frames_of(pieces: Iterator[Tensor], num_frames: int) -> Tensor:
@@ -113,12 +154,18 @@ def random_latent(shape: TokenizerShape, arguments: argparse.Namespace) -> Tenso
     return torch.randn(1, shape.latent_channels, frames, height, width, generator=draw, device="cuda")
 
 
-def measure_all(arguments: argparse.Namespace) -> list[Row]:
+def measure_all(arguments: argparse.Namespace, groups: Groups) -> list[Row]:
+    """On the first rank; of the others an empty list."""
     shape = TokenizerShape(channels=arguments.channels)
     dtype = getattr(torch, arguments.dtype)
     tokenizer = build(shape, dtype=dtype, seed=arguments.seed)
     latent_BCTHW = random_latent(shape, arguments).to(dtype)
     rows: list[Row] = []
+    together = None
+    if groups.world.size() > 1:
+        together = measure_shared(tokenizer, latent_BCTHW, groups.world, arguments.repeats)
+    if groups.rank > 0:
+        return rows
     reference_THWC = None
     for name, way in ways(tokenizer, latent_BCTHW, arguments.pieces).items():
         try:
@@ -132,6 +179,10 @@ def measure_all(arguments: argparse.Namespace) -> list[Row]:
         elif reference_THWC is not None:
             row |= compare(frames_THWC, reference_THWC)
         rows.append({"way": name, **row})
+    if together is not None:
+        frames_THWC = together.pop("frames")
+        difference = {} if reference_THWC is None else compare(frames_THWC, reference_THWC)
+        rows.append({"way": f"{groups.world.size()} ranks", **together, **difference})
     return rows
 
 
@@ -150,8 +201,13 @@ def table(rows: list[Row]) -> str:
 
 
 def main() -> None:
-    arguments = parse()
-    rows = measure_all(arguments)
+    arguments, ranks = parse(), ranks_from(os.environ)
+    device = torch.device("cuda", ranks.local_rank)
+    groups = start(ranks, plan=Plan(cp=ranks.num_ranks), store=open_store(ranks), device=device)
+    rows = measure_all(arguments, groups)
+    stop()
+    if ranks.rank > 0:
+        return
     title = f"{arguments.frames}x{arguments.height}x{arguments.width}, {arguments.dtype}"
     print(f"{title}, {torch.cuda.get_device_name()}, torch {torch.__version__}\n\n{table(rows)}")
     if arguments.json:

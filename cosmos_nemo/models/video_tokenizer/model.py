@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from cosmos_nemo.catalog import TokenizerShape
 from cosmos_nemo.models.video_tokenizer.encoding import encode
-from cosmos_nemo.models.video_tokenizer.streaming import decode_pieces
+from cosmos_nemo.models.video_tokenizer.streaming import decode_pieces, decode_share
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLCosmos
@@ -137,14 +138,26 @@ class VideoTokenizer(nn.Module):
         self, latent_BCTHW: Tensor, *, frames_per_piece: int = FRAMES_PER_PIECE
     ) -> Iterator[Tensor]:
         """`decode` piece by piece over time; of its 8 frames per latent frame the first piece lacks 7."""
-        if self.autoencoder.decoder is None:
-            raise ValueError("this tokenizer was built without its decoder: build it with parts=('decoder',)")
         if frames_per_piece < 1:
             raise ValueError(f"frames_per_piece is {frames_per_piece}: a piece has at least one latent frame")
+        latent_BCTHW = self._for_decoder(latent_BCTHW)
+        return decode_pieces(self.autoencoder, latent_BCTHW, frames_per_piece=frames_per_piece)
+
+    def decode_share(self, latent_BCTHW: Tensor, *, group: ProcessGroup) -> Tensor | None:
+        """This rank's piece of `decode`, whose ranks follow each other; None where nothing is left for it.
+
+        Every rank calls it with the same latent, which has two latent frames or more for each rank that takes
+        part.
+        """
+        return decode_share(self.autoencoder, self._for_decoder(latent_BCTHW), group=group)
+
+    def _for_decoder(self, latent_BCTHW: Tensor) -> Tensor:
+        """Not normalised any more, in the network's number format."""
+        if self.autoencoder.decoder is None:
+            raise ValueError("this tokenizer was built without its decoder: build it with parts=('decoder',)")
         self._check_latent(latent_BCTHW)
         mean_CT11, std_CT11 = self._statistics(latent_BCTHW.shape[2])
-        latent_BCTHW = (latent_BCTHW.float() * std_CT11 + mean_CT11).to(self.dtype)
-        return decode_pieces(self.autoencoder, latent_BCTHW, frames_per_piece=frames_per_piece)
+        return (latent_BCTHW.float() * std_CT11 + mean_CT11).to(self.dtype)
 
     def _statistics(self, num_frames: int, *, as_image: bool | None = None) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation [C, T, 1, 1] of a latent with `num_frames` frames."""

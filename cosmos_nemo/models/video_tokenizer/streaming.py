@@ -3,7 +3,8 @@
 Everything in the decoder looks at one frame (norms, spatial convolutions and attention) or back in time. The
 middle block, whose temporal attention looks back to the start, runs on the whole clip, which is small at the
 latent's size. After it each causal convolution needs the last frames of the piece before, and nothing else:
-they are its carry. A module without a carry is at the first piece.
+they are its carry. Pieces are made one after the other, or at the same time on several ranks, each of which
+hands its last frames on at every convolution.
 
 Each function here is the forward pass of the diffusers module it is given, for one piece.
 """
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from cosmos_nemo.models.video_tokenizer.middle import middle
+from cosmos_nemo.parallel.neighbours import hand_on, pieces_of
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLCosmos
@@ -29,7 +32,46 @@ if TYPE_CHECKING:
         CosmosUpsample3d,
     )
 
-Carry = dict[nn.Module, Tensor]
+_TEMPORAL_PAD = 2
+"""Frames that a causal convolution looks back, as all of the released tokenizers' do."""
+
+
+class Carry:
+    """The frames before this piece, at each causal convolution; of the piece before, on this rank."""
+
+    def __init__(self) -> None:
+        self.frames: dict[nn.Module, Tensor] = {}
+        self.is_first = True
+
+    def before(self, conv: "CosmosCausalConv3d", x: Tensor) -> Tensor:
+        """[B, C, 2, H, W], and keeps those before the next piece; before the clip, its first frame."""
+        found = _first_frame(conv, x) if self.is_first else self.frames[conv]
+        last = x[:, :, -conv.temporal_pad :]
+        missing = conv.temporal_pad - last.shape[2]
+        kept = torch.cat([found[:, :, found.shape[2] - missing :], last], dim=2) if missing else last.clone()
+        self.frames[conv] = kept
+        return found
+
+
+class RanksCarry(Carry):
+    """Pieces of several ranks at the same time: the frames before come from the rank before.
+
+    Every piece has as many frames as a convolution looks back, or more.
+    """
+
+    def __init__(self, group: ProcessGroup, *, num_pieces: int) -> None:
+        super().__init__()
+        self.group = group
+        self.is_first, self.is_last = group.rank() == 0, group.rank() == num_pieces - 1
+
+    def before(self, conv: "CosmosCausalConv3d", x: Tensor) -> Tensor:
+        last = x[:, :, -conv.temporal_pad :].contiguous()
+        arrived = hand_on(last, self.group, is_first=self.is_first, is_last=self.is_last)
+        return _first_frame(conv, x) if arrived is None else arrived
+
+
+def _first_frame(conv: "CosmosCausalConv3d", x: Tensor) -> Tensor:
+    return x[:, :, :1].expand(-1, -1, conv.temporal_pad, -1, -1)
 
 
 @torch.no_grad()
@@ -40,21 +82,40 @@ def decode_pieces(
 
     A latent frame becomes 8 frames of the video, the first one becomes 1.
     """
-    decoder = autoencoder.decoder
-    hidden = decoder.conv_in(autoencoder.post_quant_conv(latent_BCTHW))
-    hidden = middle(decoder.mid_block, hidden)
-    carry: Carry = {}
+    hidden, carry = _to_middle(autoencoder, latent_BCTHW), Carry()
     for piece in hidden.split(frames_per_piece, dim=2):
-        yield _after_middle(decoder, piece, carry)
+        yield _after_middle(autoencoder.decoder, piece, carry)
+        carry.is_first = False
+
+
+@torch.no_grad()
+def decode_share(
+    autoencoder: "AutoencoderKLCosmos", latent_BCTHW: Tensor, *, group: ProcessGroup
+) -> Tensor | None:
+    """This rank's piece [B, 3, t, H, W] of the video of `decode_pieces`; every rank has the whole latent.
+
+    The ranks' pieces follow each other. None on a rank for which nothing is left: a piece has two latent
+    frames or more. The middle block runs on every rank.
+    """
+    lengths = pieces_of(latent_BCTHW.shape[2], group, least=_TEMPORAL_PAD)
+    if not lengths[group.rank()]:
+        return None
+    hidden = _to_middle(autoencoder, latent_BCTHW).split(lengths, dim=2)[group.rank()]
+    carry = RanksCarry(group, num_pieces=sum(length > 0 for length in lengths))
+    return _after_middle(autoencoder.decoder, hidden, carry)
+
+
+def _to_middle(autoencoder: "AutoencoderKLCosmos", latent_BCTHW: Tensor) -> Tensor:
+    decoder = autoencoder.decoder
+    return middle(decoder.mid_block, decoder.conv_in(autoencoder.post_quant_conv(latent_BCTHW)))
 
 
 def _after_middle(decoder: "CosmosDecoder3d", x: Tensor, carry: Carry) -> Tensor:
-    is_first = not carry
     for block in decoder.up_blocks:
         x = _up_block(block, x, carry)
     x = F.silu(decoder.norm_out(x), inplace=True)
     x = _projection(decoder.conv_out, x, carry)
-    return _unpatch(decoder.unpatch_embed, x, is_first=is_first)
+    return _unpatch(decoder.unpatch_embed, x, is_first=carry.is_first)
 
 
 def _up_block(block: "CosmosUpBlock3d", x: Tensor, carry: Carry) -> Tensor:
@@ -80,8 +141,7 @@ def _projection(pair: "CosmosConvProjection3d", x: Tensor, carry: Carry) -> Tens
 def _upsample(block: "CosmosUpsample3d", x: Tensor, carry: Carry) -> Tensor:
     """Twice the frames, of which the clip's first is dropped, then twice the rows and columns."""
     if block.temporal_upsample:
-        is_first = block.conv1 not in carry
-        x = x.repeat_interleave(2, dim=2)[:, :, int(is_first) :]
+        x = x.repeat_interleave(2, dim=2)[:, :, int(carry.is_first) :]
         x = _causal_conv(block.conv1, x, carry).add_(x)
     if block.spatial_upsample:
         x = x.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
@@ -109,10 +169,5 @@ def _inverse_haar(x: Tensor, wavelet: Tensor) -> Tensor:
 
 
 def _causal_conv(conv: "CosmosCausalConv3d", x: Tensor, carry: Carry) -> Tensor:
-    """A convolution over time that sees the frames before the piece; before the clip, its first frame."""
-    before = carry.get(conv)
-    if before is None:
-        before = x[:, :, :1].expand(-1, -1, conv.temporal_pad, -1, -1)
-    x = torch.cat([before, x], dim=2)
-    carry[conv] = x[:, :, x.shape[2] - conv.temporal_pad :].clone()
-    return F.conv3d(x, conv.weight, conv.bias)
+    """A convolution over time that sees the frames before the piece."""
+    return F.conv3d(torch.cat([carry.before(conv, x), x], dim=2), conv.weight, conv.bias)

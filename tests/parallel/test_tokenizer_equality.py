@@ -1,0 +1,46 @@
+"""Pieces that ranks decode at the same time, one behind the other, are the video that one rank decodes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cosmos_nemo.models.video_tokenizer.model import to_uint8
+from cosmos_nemo.parallel.neighbours import pieces_of
+from tests.fakes import FakeGroup
+from tests.parallel import launcher
+from tests.parallel import tokenizer_worker as worker
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_the_pieces_of_all_ranks_are_the_video_of_one(num_ranks: int, tmp_path: Path) -> None:
+    launcher.run_ranks(num_ranks, HERE / "tokenizer_worker.py", str(tmp_path))
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(num_ranks)]
+    one = worker.tokenizer()
+    for length in worker.LENGTHS:
+        whole = one.decode(worker.latent_of(length))
+        pieces = [rank[length] for rank in ranks if rank[length] is not None]
+        assert len(pieces) == max(1, min(num_ranks, length // 2))
+        assert [rank[length] is None for rank in ranks] == sorted(rank[length] is None for rank in ranks)
+        video = torch.cat(pieces, dim=2)
+        assert video.shape == whole.shape and whole.std() > 0.1
+        assert (video - whole).abs().max() <= 1e-5 * whole.std()
+        assert torch.equal(torch.load(tmp_path / f"frames_{length}.pt"), to_uint8(video))
+
+
+@pytest.mark.parametrize(
+    ("length", "ranks", "expected"),
+    [
+        (16, 8, [2] * 8),
+        (16, 3, [6, 5, 5]),
+        (5, 4, [3, 2, 0, 0]),
+        (1, 2, [1, 0]),
+        (3, 1, [3]),
+    ],
+)
+def test_no_piece_is_shorter_than_what_a_convolution_looks_back(
+    length: int, ranks: int, expected: list[int]
+) -> None:
+    assert pieces_of(length, FakeGroup(ranks, 0), least=2) == expected  # type: ignore[arg-type]
