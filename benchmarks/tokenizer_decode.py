@@ -5,8 +5,8 @@ torchrun --nproc_per_node 8 benchmarks/tokenizer_decode.py --pieces 8
 
 Under torchrun the ranks also decode a piece each at the same time, and the first one gathers the frames; the
 doors do not do that yet. Prints seconds and peak GPU memory of each way (weights, latent and decoded floats
-included; those of the first rank), and how far its uint8 frames are from the unsplit ones. Seconds are the median
-of --repeats after one unmeasured run.
+included; those of the first rank), and how far its uint8 frames are from the unsplit ones. Seconds are the
+median of --repeats after one unmeasured run.
 """
 
 import argparse
