@@ -44,6 +44,7 @@ from cosmos_nemo.models.common.backend import (
     te_missing,
     torch_backend,
 )
+from cosmos_nemo.models.common.fp8 import fp8_missing
 from cosmos_nemo.parallel.environment import ranks_from
 from cosmos_nemo.parallel.groups import Groups, open_store, start, stop
 from cosmos_nemo.plan import Plan
@@ -115,7 +116,7 @@ def report(args: argparse.Namespace, groups: Groups, device: torch.device) -> No
     for name in args.contestants:
         if name == "diffusers":
             contestants[name] = diffusers_contestant(shape, weights, inputs)
-        elif name.startswith("te") and (reason := te_missing()) is not None:
+        elif name.startswith("te") and (reason := _missing(name)) is not None:
             print(f"{name} is left out: {reason}")
         else:
             contestants[name] = our_contestant(shape, backend_of(name), groups, weights.__getitem__, inputs)
@@ -195,6 +196,10 @@ def random_weights(shape: DiTShape, *, device: torch.device, dtype: torch.dtype)
         name: random_parameter(name, size, generator).to(dtype)
         for name, size in parameter_shapes(shape).items()
     }
+
+
+def _missing(name: str) -> str | None:
+    return fp8_missing() if name == "te-fp8" else te_missing()
 
 
 def backend_of(name: str) -> Backend:

@@ -220,7 +220,7 @@ def _serve(
 
 def _make(job: "Job", company: "Company", *, flag_names: Mapping[str, str]) -> int:
     from cosmos_nemo.items import make_items
-    from cosmos_nemo.job.describe import remarks
+    from cosmos_nemo.job.describe import computed_by, remarks
     from cosmos_nemo.job.stages import pipeline_of
     from cosmos_nemo.parallel.groups import start
     from cosmos_nemo.parallel.rank_zero import rank_zero
@@ -230,7 +230,7 @@ def _make(job: "Job", company: "Company", *, flag_names: Mapping[str, str]) -> i
     groups = start(company.ranks, plan=job.plan, store=company.store, device=job.device)
     job = replace(job, **rank_zero(lambda: job.from_rank_zero, groups.world))
     if groups.rank == 0:
-        print(f"{job.card.name} on {job.plan.num_ranks} rank(s): {job.plan}; back end {job.backend.name}")
+        print(f"{job.card.name} on {job.plan.num_ranks} rank(s): {job.plan}; {computed_by(job)}")
         for line in remarks(job):
             print(in_own_names(line, flag_names))
     tally = make_items(

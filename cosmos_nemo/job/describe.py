@@ -43,13 +43,21 @@ def describe(job: Job) -> str:
         f"{job.card.name}: {_size(job)}, seed {request.seed}, {where}",
         *_given(job),
         *_drawn(job),
-        f"{job.plan.num_ranks} rank(s): {job.plan}; back end {job.backend.name} in {str(job.dtype)[6:]}"
-        f"{', products and self attention in 8 bits' if job.setup.precision == 'fp8' else ''}",
+        f"{job.plan.num_ranks} rank(s): {job.plan}; {computed_by(job)} in {str(job.dtype)[6:]}",
     ]
     for name in job.needs:
         path = job.files.found().get(name)
         lines.append(f"{_NAMES[name]}: {path or 'not here; a run would look for it on the hub'}")
     return "\n".join([*lines, *_memory(job), *_past(job), *remarks(job)])
+
+
+def computed_by(job: Job) -> str:
+    """The back end, and which network it computes in 8 bits."""
+    said = f"back end {job.backend.name}"
+    if job.setup.precision == "bf16":
+        return said
+    network = "diffusion network" if job.card.tokens is None else "diffusion decoder"
+    return f"{said}, 8 bits in products and self attention of the {network},"
 
 
 def _drawn(job: Job) -> list[str]:

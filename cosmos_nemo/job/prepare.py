@@ -56,6 +56,7 @@ def prepare(invocation: Invocation, *, ranks: Ranks, environ: Mapping[str, str])
     needs = needs_of(card, setup)
     files = find_files(card, setup, needs, download=False)
     _serveable(asked, card_with_files(card, files), setup)
+    _check_precision(card, setup)
     backend = choose_backend(setup.backend, environ, precision=setup.precision)
     if ranks.rank == 0:
         asked = _writable(asked)
@@ -134,6 +135,16 @@ def _serveable(asked: BatchFile, card: ModelCard, setup: Setup) -> BatchFile:
         _check_draws(request)
 
     return _judged(_in_own_size(asked, card), check)
+
+
+def _check_precision(card: ModelCard, setup: Setup) -> None:
+    if setup.precision == "bf16" or card.tokens is None:
+        return
+    if not (card.has_diffusion_decoder and setup.decodes_by_diffusion):
+        raise RequestError(
+            f"--precision {setup.precision} is for a diffusion network, and this run of {card.name} "
+            "has none. Leave it out."
+        )
 
 
 def _in_own_size(asked: BatchFile, card: ModelCard) -> BatchFile:

@@ -267,6 +267,8 @@ def test_a_nano_model_makes_its_video_without_a_decoder_in_its_folder(
     assert video.shape == (FRAMES, 128, 128, 3) and len(numpy.unique(video)) > 10
     ended = run_here(*model, *frames, "--num_steps", "3")
     assert ended.returncode == 2 and f"{NANO} comes without a diffusion decoder" in ended.stderr
+    ended = run_here(*model, *frames, "--precision", "fp8")
+    assert ended.returncode == 2 and f"this run of {NANO} has none. Leave it out" in ended.stderr
     ended = run_here(*model, *frames, "--dry_run")
     assert ended.returncode == 0 and "frames by the discrete tokenizer" in ended.stdout
     assert "diffusion decoder" not in ended.stdout

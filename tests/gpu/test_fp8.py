@@ -1,6 +1,5 @@
 """--precision fp8 on a GPU with Transformer Engine: close to bfloat16, and no memory of earlier calls."""
 
-import logging
 from dataclasses import replace
 
 import pytest
@@ -39,33 +38,31 @@ def test_attention_is_close_to_the_exact_one_however_large_values_are(scale: flo
 
 
 @pytest.mark.parametrize("length", [1024, 320, 27_216])
-def test_attention_of_any_length_is_made_and_says_if_it_is_not_in_8_bits(
-    length: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    fp8._warn.cache_clear()
+def test_a_hopper_gpu_has_kernels_for_the_lengths_of_videos(length: int) -> None:
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("other GPUs have other kernels")
     attention = fp8.FP8Attention(num_heads=4, head_dim=128, cp=None)
     q, k, v = (heads(length, seed=seed) for seed in (1, 2, 3))
-    with torch.inference_mode(), caplog.at_level(logging.WARNING):
+    with torch.inference_mode():
         out = attention(q, k, v, length)
-    exact = dot_product_attention(q, k, v).float()
-    assert relative_l2(out.view(q.shape).float(), exact) < 0.08
-    assert bool(attention.has_no_kernel) == ("stays in bfloat16" in caplog.text)
-    print(length, "in bfloat16" if attention.has_no_kernel else "in 8 bits", caplog.text)
+    assert not attention.has_no_kernel
+    assert 1e-3 < relative_l2(out.view(q.shape).float(), dot_product_attention(q, k, v).float()) < 0.08
 
 
 def test_a_network_in_8_bits_is_close_and_forgets_what_it_saw() -> None:
+    """The network's input is changed in place between its calls."""
     device = torch.device("cuda", 0)
     groups = start_alone(device)
     with torch.inference_mode():
         weights = random_weights(SHAPE, device=device, dtype=torch.bfloat16)
         inputs = make_inputs(SHAPE, LATENT, device=device, dtype=torch.bfloat16)
-        other = replace(inputs, x_BCTHW=50 * inputs.x_BCTHW)
         exact = our_contestant(SHAPE, te_backend(), groups, weights.__getitem__, inputs).call()
         rounded = our_contestant(SHAPE, te_fp8_backend(), groups, weights.__getitem__, inputs)
-        far_off = our_contestant(SHAPE, te_fp8_backend(), groups, weights.__getitem__, other)
         first = rounded.call()
-        far_off.call()
+        inputs.x_BCTHW.mul_(64)
+        far_off = rounded.call()
+        inputs.x_BCTHW.div_(64)
         again = rounded.call()
     stop()
     assert 1e-4 < relative_l2(first.float(), exact.float()) < 0.08
-    assert torch.equal(first, again)
+    assert torch.equal(first, again) and not torch.equal(first, far_off)

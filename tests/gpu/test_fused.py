@@ -46,6 +46,7 @@ def test_heads_are_normed_and_rotated_as_by_operations(dtype: torch.dtype, part:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("width", [96, 2048, 4096, 5120])
 def test_tokens_are_normed_and_modulated_as_by_operations(dtype: torch.dtype, width: int) -> None:
+    assert has_triton()
     generator = torch.Generator("cuda").manual_seed(0)
     x = (3 + torch.randn(S, B, width, device="cuda", generator=generator)).to(dtype)
     shift, scale = torch.randn(2, B, width, device="cuda", generator=generator).to(dtype)
@@ -64,6 +65,7 @@ def test_tokens_are_normed_and_modulated_as_by_operations(dtype: torch.dtype, wi
 def test_a_change_is_added_normed_and_modulated_as_by_operations(
     dtype: torch.dtype, lengths: list[int] | None, gates: bool
 ) -> None:
+    assert has_triton()
     generator = torch.Generator("cuda").manual_seed(0)
     x, change = torch.randn(2, S, B, 2048, device="cuda", generator=generator).to(dtype)
     rows = [] if lengths is None else [len(lengths)]

@@ -1,8 +1,9 @@
 """--precision fp8 of the te back end: matrix products and self attention in 8 bits (E4M3).
 
 Every tensor is scaled by its own largest value as it is now (Transformer Engine's "current scaling"). Nothing
-is remembered from call to call, so that a video does not depend on the videos before it. Weights stay in
-bfloat16 and are rounded anew in every call, which costs a few thousandths of it.
+is remembered from call to call, so that a video does not depend on the videos before it. Each of several
+ranks scales its own tokens, heads or shard of a weight, so that their video is not quite that of one rank.
+Weights stay in bfloat16 and are rounded anew in every call.
 
 Not in 8 bits: norms, modulation, embeddings, the text's keys and values, attention to the text, the final
 layer.
@@ -33,6 +34,8 @@ def fp8_missing() -> str | None:
         return reason
     import transformer_engine.pytorch as te
 
+    if not hasattr(te, "autocast"):
+        return "this Transformer Engine is older than 2.9"
     available, why = te.is_fp8_available(return_reason=True)
     return None if available else str(why).rstrip(".")
 
@@ -54,11 +57,15 @@ def _region() -> AbstractContextManager[Any]:
 
 
 class FP8Attention(TEAttention):
-    """TEAttention in 8 bits where cuDNN has a kernel for the shape, else in bfloat16, with a warning."""
+    """TEAttention in 8 bits where cuDNN has a kernel for the shape, else in bfloat16, with a warning.
+
+    Without Transformer Engine's ring, which would stay in bfloat16.
+    """
 
     def __init__(self, **parts: Any) -> None:
         """parts: as of TEAttention."""
         super().__init__(**parts)
+        self.ring = None
         self.has_no_kernel: set[tuple[torch.Size, torch.Size]] = set()
 
     def _attend(self, q_SBNK: Tensor, k_LBNK: Tensor, v_LBNK: Tensor) -> Tensor:
@@ -66,9 +73,9 @@ class FP8Attention(TEAttention):
         if shapes not in self.has_no_kernel:
             try:
                 return attend_in_fp8(q_SBNK, k_LBNK, v_LBNK)
-            except torch.OutOfMemoryError:
-                raise
-            except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            except (RuntimeError, ValueError) as error:
+                if _is_out_of_memory(error):
+                    raise
                 self.has_no_kernel.add(shapes)
                 said = str(error).strip().splitlines() or [""]
                 _warn(f"self attention of {q_SBNK.shape[0]} tokens stays in bfloat16: {said[0][:200]}")
@@ -108,6 +115,12 @@ def attend_in_fp8(q_SBNK: Tensor, k_LBNK: Tensor, v_LBNK: Tensor) -> Tensor:
     )
     attended: Tensor = out.dequantize().view(q_SBNK.shape)
     return attended.to(q_SBNK.dtype)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Also as Transformer Engine and cuDNN say it, whose errors are RuntimeErrors of any kind."""
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in said or "alloc_failed" in said
 
 
 @cache

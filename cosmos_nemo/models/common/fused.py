@@ -76,8 +76,10 @@ class Runs(NamedTuple):
 
 
 def runs_of(lengths: list[int], device: torch.device) -> Runs:
-    rows = torch.arange(len(lengths), dtype=torch.int32)
-    return Runs(lengths, rows.repeat_interleave(torch.tensor(lengths)).to(device))
+    rows = [
+        torch.full((length,), row, dtype=torch.int32, device=device) for row, length in enumerate(lengths)
+    ]
+    return Runs(lengths, torch.cat(rows))
 
 
 def norm_and_modulate(

@@ -65,6 +65,9 @@ class RanksCarry(Carry):
         self.is_first, self.is_last = group.rank() == 0, group.rank() == num_pieces - 1
 
     def before(self, conv: "CosmosCausalConv3d", x: Tensor) -> Tensor:
+        if self.is_first and self.is_last:
+            return _first_frame(conv, x)
+        assert x.shape[2] >= conv.temporal_pad, "a piece shorter than what a convolution looks back"
         last = x[:, :, -conv.temporal_pad :].contiguous()
         arrived = hand_on(last, self.group, is_first=self.is_first, is_last=self.is_last)
         return _first_frame(conv, x) if arrived is None else arrived

@@ -47,7 +47,7 @@ def test_videos_whose_tokens_are_drawn_together_take_more_of_the_transformer_alo
 
 @pytest.mark.parametrize(("name", "measured"), [("4B", 9_807_281_664), ("12B", 26_190_816_768)])
 def test_the_transformer_takes_what_it_was_measured_to_take(name: str, measured: int) -> None:
-    """Alone on an H200, back end te, nine frames: docs/performance.md, the row that parks all."""
+    """Alone on an H200, back end te, nine given frames; of the rows of docs/performance.md the last."""
     card = CARDS[f"Cosmos-Predict1-{name}"]
     assert card.tokens is not None
     _, tokens, *_ = token_stages(card, card.tokens, plan=Plan())

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cosmos_nemo.models.common import backend, fp8
 from cosmos_nemo.models.common.attention import dot_product_attention
+from tests.fakes import FakeGroup
 
 
 class FakeAttention(nn.Module):
@@ -54,16 +55,33 @@ def test_a_shape_without_a_kernel_stays_in_bfloat16_and_is_tried_once(
     assert not attention(*qkv(6), 6).any()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("cuDNN Error: CUDNN_STATUS_ALLOC_FAILED"),
+    ],
+)
 def test_a_gpu_without_memory_is_no_missing_kernel(
-    attention: fp8.FP8Attention, monkeypatch: pytest.MonkeyPatch
+    attention: fp8.FP8Attention, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def full(*_: Tensor) -> Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(fp8, "attend_in_fp8", full)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(type(error)):
         attention(*qkv(5), 5)
     assert not attention.has_no_kernel
+
+
+def test_heads_that_do_not_divide_by_the_ranks_take_no_ring_which_has_no_8_bits(
+    attention: fp8.FP8Attention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "_te_ring", lambda *_: FakeAttention(2, 8))
+    group = FakeGroup(3, 0)
+    assert backend.TEAttention(num_heads=2, head_dim=8, cp=group).ring is not None  # type: ignore[arg-type]
+    assert fp8.FP8Attention(num_heads=2, head_dim=8, cp=group).ring is None
 
 
 def test_tokens_that_do_not_divide_by_eight_are_multiplied_in_bfloat16_with_a_warning(
