@@ -75,7 +75,7 @@ class FP8Attention(TEAttention):
                 return attend_in_fp8(q_SBNK, k_LBNK, v_LBNK)
             except (RuntimeError, ValueError) as error:
                 if _is_out_of_memory(error):
-                    raise
+                    raise torch.OutOfMemoryError(str(error)) from error
                 self.has_no_kernel.add(shapes)
                 said = str(error).strip().splitlines() or [""]
                 _warn(f"self attention of {q_SBNK.shape[0]} tokens stays in bfloat16: {said[0][:200]}")

@@ -96,17 +96,8 @@ def _parts(network: DiT, inputs: Tensors) -> Outputs:
     )
     yield "x_embed_BTHWD", by_place(hidden, grid)
     modulation, text = network.modulate(inputs["timesteps"]), network.encode_text(inputs["crossattn_emb"])
-    for index, (layer, by, key_value) in enumerate(
-        zip(network.decoder, modulation.layers, text, strict=True)
-    ):
-        after_video, after_text, hidden = layer.parts(
-            hidden,
-            modulation=by,
-            text=key_value,
-            rope=positions.rope,
-            positions_s1D=positions.learned_s1D,
-            num_tokens=positions.num_tokens,
-        )
+    for index, (layer, arguments) in enumerate(network.layer_calls(modulation, text, positions, None)):
+        after_video, after_text, hidden = layer.parts(hidden, **arguments)
         if index == 0:
             yield "block0_after_fa_BTHWD", by_place(after_video, grid)
             yield "block0_after_ca_BTHWD", by_place(after_text, grid)

@@ -64,18 +64,8 @@ def _forward(network: DiT, inputs: Tensors) -> Outputs:
     yield "forward.x_embedded", by_place(hidden, grid)
     modulation, text = network.modulate(timesteps_BT), network.encode_text(inputs["crossattn_emb"])
     runs = network.runs_of(modulation, positions)
-    for index, (layer, by, key_value) in enumerate(
-        zip(network.decoder, modulation.layers, text, strict=True)
-    ):
-        hidden = layer(
-            hidden,
-            modulation=by,
-            text=key_value,
-            rope=positions.rope,
-            positions_s1D=positions.learned_s1D,
-            num_tokens=positions.num_tokens,
-            runs=runs,
-        )
+    for index, (layer, arguments) in enumerate(network.layer_calls(modulation, text, positions, runs)):
+        hidden = layer(hidden, **arguments)
         yield f"forward.block{index}", by_place(hidden, grid)
     yield "forward.final_layer", by_place(network.final_layer(hidden, modulation.final, runs), grid)
     # Through forward itself, so that what samples a video is checked and not only its pieces.

@@ -224,20 +224,29 @@ class DiT(MegatronModule):
             told_BCTHW=told_BCTHW,
         )
         with self.products(hidden.shape[0] * hidden.shape[1]):
-            for layer, by, key_value in zip(self.decoder, modulation.layers, text, strict=True):
+            for layer, arguments in self.layer_calls(modulation, text, positions, runs):
                 run = partial(_run_again, layer) if recompute else layer
-                hidden = run(
-                    hidden,
-                    modulation=by,
-                    text=key_value,
-                    rope=positions.rope,
-                    positions_s1D=positions.learned_s1D,
-                    num_tokens=positions.num_tokens,
-                    runs=runs,
-                )
+                hidden = run(hidden, **arguments)
         tokens = self.final_layer(hidden, modulation.final, runs)
         tokens = gather_tokens(tokens, self.cp, positions.num_tokens)
         return unpatchify(tokens, grid_THW=positions.grid_THW, patch=self.shape.patch_size)
+
+    def layer_calls(
+        self,
+        modulation: NetworkModulation,
+        text: list[KeyValue],
+        positions: Positions,
+        runs: Runs | None,
+    ) -> Iterator[tuple[DiTLayer, dict[str, Any]]]:
+        """Each layer and what it is called with beside the tokens."""
+        shared = {
+            "rope": positions.rope,
+            "positions_s1D": positions.learned_s1D,
+            "num_tokens": positions.num_tokens,
+            "runs": runs,
+        }
+        for layer, by, key_value in zip(self.decoder, modulation.layers, text, strict=True):
+            yield layer, {"modulation": by, "text": key_value, **shared}
 
     def runs_of(self, modulation: NetworkModulation, positions: Positions) -> Runs | None:
         """Which of this rank's tokens each row of the modulation is for; padding goes with the last."""

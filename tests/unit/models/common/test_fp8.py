@@ -70,7 +70,7 @@ def test_a_gpu_without_memory_is_no_missing_kernel(
         raise error
 
     monkeypatch.setattr(fp8, "attend_in_fp8", full)
-    with pytest.raises(type(error)):
+    with pytest.raises(torch.OutOfMemoryError, match=str(error)):
         attention(*qkv(5), 5)
     assert not attention.has_no_kernel
 
