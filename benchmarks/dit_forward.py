@@ -12,8 +12,9 @@ takes flash, which is slower. The peak is that of the contestant alone: its weig
 beside them. "rel. L2" is the relative difference of the outputs to the first contestant's, and with
 --reference also to one call in float32 of the torch back end, with the same rounded weights. te is left out
 where Transformer Engine cannot run. Under torchrun all ranks share the call's tokens (context parallel);
-te-ring is Transformer Engine's own ring in place of our exchange of tokens and heads; te-fp8 is
---precision fp8.
+te-ring is Transformer Engine's own ring in place of our exchange of tokens and heads; fp8 is
+--precision fp8. torch-cudnn and fp8-cudnn go without FlashAttention 3, which torch and fp8 take where it is
+installed.
 """
 
 import argparse
@@ -36,15 +37,16 @@ from cosmos_nemo.catalog import CARDS, DiTShape, Family, ModelCard, find_card
 from cosmos_nemo.checkpoint.formats import DIFFUSERS
 from cosmos_nemo.checkpoint.names import parameter_shapes, rules_for
 from cosmos_nemo.models.build import build_network
+from cosmos_nemo.models.common.attention import TorchAttention, attend_by_torch
 from cosmos_nemo.models.common.backend import (
     Backend,
     TEAttention,
+    fp8_backend,
     te_backend,
-    te_fp8_backend,
     te_missing,
     torch_backend,
 )
-from cosmos_nemo.models.common.fp8 import fp8_missing
+from cosmos_nemo.models.common.fp8 import KERNELS, FP8Attention
 from cosmos_nemo.parallel.environment import ranks_from
 from cosmos_nemo.parallel.groups import Groups, open_store, start, stop
 from cosmos_nemo.plan import Plan
@@ -55,7 +57,7 @@ FPS = 24
 NOISE_LEVEL = 0.3
 GIVEN_LEVEL = 1e-4 / (1 + 1e-4)
 """What Predict2's network is told of a frame that it sees without noise."""
-EVERYONE = ("torch", "te", "te-ring", "te-fp8", "diffusers")
+EVERYONE = ("torch", "torch-cudnn", "te", "te-ring", "fp8", "fp8-cudnn", "diffusers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +118,7 @@ def report(args: argparse.Namespace, groups: Groups, device: torch.device) -> No
     for name in args.contestants:
         if name == "diffusers":
             contestants[name] = diffusers_contestant(shape, weights, inputs)
-        elif name.startswith("te") and (reason := _missing(name)) is not None:
+        elif name.startswith("te") and (reason := te_missing()) is not None:
             print(f"{name} is left out: {reason}")
         else:
             contestants[name] = our_contestant(shape, backend_of(name), groups, weights.__getitem__, inputs)
@@ -149,12 +151,12 @@ def show(facts: dict[str, Any]) -> None:
         f"{facts['device']}, torch {facts['torch']}"
     )
     print(
-        f"{'':<10}{'seconds':>9}{'min':>9}{'max':>9}{'beside GiB':>12}{'peak GiB':>10}"
+        f"{'':<12}{'seconds':>9}{'min':>9}{'max':>9}{'beside GiB':>12}{'peak GiB':>10}"
         f"{'rel. L2':>10}{'to float32':>12}"
     )
     for row in facts["rows"]:
         print(
-            f"{row['name']:<10}{row['seconds']:>9.3f}{row['min']:>9.3f}{row['max']:>9.3f}"
+            f"{row['name']:<12}{row['seconds']:>9.3f}{row['min']:>9.3f}{row['max']:>9.3f}"
             f"{row['beside_gib']:>12.1f}{row['peak_gib']:>10.1f}{row['relative_l2']:>10.1e}"
             + (f"{row['to_float32']:>12.1e}" if "to_float32" in row else "")
         )
@@ -198,18 +200,25 @@ def random_weights(shape: DiTShape, *, device: torch.device, dtype: torch.dtype)
     }
 
 
-def _missing(name: str) -> str | None:
-    return fp8_missing() if name == "te-fp8" else te_missing()
-
-
 def backend_of(name: str) -> Backend:
-    if name == "torch":
-        return torch_backend()
-    if name == "te":
-        return te_backend()
-    if name == "te-fp8":
-        return te_fp8_backend()
-    return replace(te_backend(), attention=ModuleSpec(module=TEAttention, params={"prefer_ring": True}))
+    """KeyError for another name."""
+    if name == "torch-cudnn":
+        return replace(torch_backend(), attention=WithoutFlash)
+    if name == "fp8-cudnn":
+        backend = fp8_backend()
+        kernels = ModuleSpec(module=FP8Attention, params={"kernels": KERNELS[1:]})
+        assert backend.fp8 is not None
+        return replace(backend, fp8=replace(backend.fp8, self_attention=kernels), attention=WithoutFlash)
+    if name == "te-ring":
+        return replace(te_backend(), attention=ModuleSpec(module=TEAttention, params={"prefer_ring": True}))
+    return {"torch": torch_backend, "te": te_backend, "fp8": fp8_backend}[name]()
+
+
+class WithoutFlash(TorchAttention):
+    """Without FlashAttention 3."""
+
+    def attend(self, q_SBNK: Tensor, k_LBNK: Tensor, v_LBNK: Tensor) -> Tensor:
+        return attend_by_torch(q_SBNK, k_LBNK, v_LBNK)
 
 
 def our_contestant(

@@ -93,6 +93,8 @@ class CallTimes:
         """Those of all samples together."""
         self.seconds: list[float] = []
         """From a call to the next of the same sample."""
+        self.first: float | None = None
+        """When the first one began."""
         self._last, self._when, self._rest = 0, 0.0, ""
 
     def note(self, text: str, now: float) -> None:
@@ -105,6 +107,7 @@ class CallTimes:
                 continue
             if call == self._last + 1:
                 self.num_calls += 1
+                self.first = self.first or now
                 if call > 1:
                     self.seconds.append(now - self._when)
             self._last, self._when = call, now
@@ -160,7 +163,7 @@ def show(row: dict[str, Any]) -> None:
         times = row["call_seconds"]
         print(
             f"  {row['num_calls']} denoiser calls, of which one takes {statistics.median(times):.3f} s "
-            f"({min(times):.3f} - {max(times):.3f})"
+            f"({min(times):.3f} - {max(times):.3f}); the first began after {row['first_seconds']:.1f} s"
         )
     for name, costs in row["stages"].items():
         print(

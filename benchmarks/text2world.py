@@ -16,6 +16,7 @@ both branches of the guidance: the time from when the progress bar shows it to w
 import argparse
 import json
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,10 +94,16 @@ def command_of(args: argparse.Namespace, run: str, shared: list[str], video: Pat
 
 def one_run(args: argparse.Namespace, run: str, shared: list[str], video: Path) -> dict[str, Any]:
     command, ranks = command_of(args, run, shared, video)
-    times = CallTimes()
+    times, started = CallTimes(), time.perf_counter()
     cost = watched(command, ranks=ranks, cache=args.cache or video.parent, listen=times.note)
     row = row_of(video, model=args.model, run=run, cost=cost)
-    return {**row, "num_calls": times.num_calls, "call_seconds": times.seconds}
+    first_seconds = None if times.first is None else times.first - started
+    return {
+        **row,
+        "num_calls": times.num_calls,
+        "call_seconds": times.seconds,
+        "first_seconds": first_seconds,
+    }
 
 
 if __name__ == "__main__":

@@ -75,6 +75,26 @@ def check_additions() -> None:
             assert_near(found[0], fused.add_gated(x, change, gate, runs=runs), limit)
 
 
+def check_rounding() -> None:
+    """Rows and heads, some of nothing. The values need no rounding: the interpreter's loses carries."""
+    rows = _of_8_bits(9, 48) * 2.0 ** torch.arange(-4, 5)[:, None]
+    rows[0] = 0
+    assert_same(fused_kernels.round_rows(rows), fused.round_rows(rows))
+    parts = _of_8_bits(70, 2, 3, 3, 32) * torch.tensor([1.0, 256, 0])[:, None, None]
+    for part in parts.permute(3, 0, 1, 2, 4):
+        assert_same(fused_kernels.round_heads(part), fused.round_heads(part))
+
+
+def _of_8_bits(*size: int) -> Tensor:
+    return (64 * torch.randn(size)).to(torch.float8_e4m3fn).float()
+
+
+def assert_same(found: tuple[Tensor, Tensor], exact: fused.Rounded) -> None:
+    values, scale = found
+    assert torch.equal(scale, exact.scale)
+    assert torch.equal(values.view(torch.uint8), exact.values.view(torch.uint8))
+
+
 def check_tokens() -> None:
     """One video takes the products of one_token_kernels.py, two take the linears."""
     for dtype, limit in DTYPES.items():
@@ -116,5 +136,5 @@ def assert_near(found: Tensor, exact: Tensor, limit: float) -> None:
 
 if __name__ == "__main__":
     with torch.no_grad():
-        checks = (check_heads, check_modulation, check_additions, check_tokens)
+        checks = (check_heads, check_modulation, check_additions, check_rounding, check_tokens)
         {check.__name__.removeprefix("check_"): check for check in checks}[sys.argv[1]]()

@@ -35,7 +35,6 @@ def build_network(
             layer=layer_spec(shape, backend),
             rms_norm=backend.rms_norm,
             pg_collection=pg_collection,
-            products=backend.products,
             rope_dtype=rope_dtype,
         )
     return network.to_empty(device=device).requires_grad_(False).eval()

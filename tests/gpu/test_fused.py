@@ -12,6 +12,8 @@ from cosmos_nemo.models.common.fused import (
     norm_and_modulate,
     norm_and_rotate,
     norm_heads,
+    round_heads,
+    round_rows,
     runs_of,
 )
 
@@ -85,3 +87,35 @@ def test_a_change_is_added_normed_and_modulated_as_by_operations(
         found = results()
     for one, other in zip(found, exact, strict=True):
         assert one.dtype == dtype and relative(one, other) < (1e-6 if dtype == torch.float32 else 3e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [96, 2048, 4096, 16384, 20480])
+def test_rows_are_rounded_to_8_bits_as_by_operations(dtype: torch.dtype, width: int) -> None:
+    generator = torch.Generator("cuda").manual_seed(0)
+    x = torch.randn(S, width, device="cuda", generator=generator)
+    x *= 2.0 ** torch.arange(-S // 2, S // 2, device="cuda")[:, None]
+    x[0] = 0
+    x[1, 0], x[2, 0], x[3, 0] = 16.0, 448.0, 450.0
+    x = x.to(dtype)
+    with torch.no_grad():
+        exact = round_rows(x)
+    with torch.inference_mode():
+        found = round_rows(x)
+    assert torch.equal(found.scale, exact.scale)
+    assert torch.equal(found.values.view(torch.uint8), exact.values.view(torch.uint8))
+
+
+@pytest.mark.parametrize("part", [0, 2])
+@pytest.mark.parametrize("length", [1, 64, 1000])
+def test_heads_are_rounded_to_8_bits_as_by_operations(part: int, length: int) -> None:
+    generator = torch.Generator("cuda").manual_seed(0)
+    qkv = torch.randn(length, B, N, 3, K, device="cuda", generator=generator)
+    qkv *= torch.tensor([1.0, 300, 1e-3, 0, 7], device="cuda")[:, None, None]
+    x = qkv.to(torch.bfloat16).permute(3, 0, 1, 2, 4)[part]
+    with torch.no_grad():
+        exact = round_heads(x)
+    with torch.inference_mode():
+        found = round_heads(x)
+    assert found.values.is_contiguous() and torch.equal(found.scale, exact.scale)
+    assert torch.equal(found.values.view(torch.uint8), exact.values.view(torch.uint8))

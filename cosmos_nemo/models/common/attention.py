@@ -10,9 +10,10 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from cosmos_nemo.models.common import flash
 from cosmos_nemo.parallel.context import Attend, attend_by_gathering, attend_by_heads
 
-# On Hopper cuDNN runs at 613 TFLOP/s where flash reaches 352; the others serve float32 and the CPU.
+# On Hopper cuDNN reaches 613 TFLOP/s, FlashAttention 2 352; the others serve float32 and the CPU.
 _KERNELS = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -22,7 +23,13 @@ _KERNELS = [
 
 
 def dot_product_attention(q_SBNK: Tensor, k_LBNK: Tensor, v_LBNK: Tensor) -> Tensor:
-    """softmax(q k / sqrt(K)) v without mask, [S, B, N, K], by torch's scaled_dot_product_attention."""
+    """softmax(q k / sqrt(K)) v without mask, [S, B, N, K], by FlashAttention 3 or attend_by_torch."""
+    attend = flash.attend if flash.serves(q_SBNK) else attend_by_torch
+    return attend(q_SBNK, k_LBNK, v_LBNK)
+
+
+def attend_by_torch(q_SBNK: Tensor, k_LBNK: Tensor, v_LBNK: Tensor) -> Tensor:
+    """dot_product_attention by torch's scaled_dot_product_attention."""
     q, k, v = (rearrange(part, "s b n k -> b n s k") for part in (q_SBNK, k_LBNK, v_LBNK))
     with sdpa_kernel(_KERNELS, set_priority=True):
         out = F.scaled_dot_product_attention(q, k, v)
@@ -46,11 +53,15 @@ class TorchAttention(nn.Module):
         super().__init__()
         self.cp = cp
 
+    def attend(self, q_SBNK: Tensor, k_LBNK: Tensor, v_LBNK: Tensor) -> Tensor:
+        """Of whole sequences, [S, B, N, K]."""
+        return dot_product_attention(q_SBNK, k_LBNK, v_LBNK)
+
     def forward(self, q_sBNK: Tensor, k_LBNK: Tensor, v_LBNK: Tensor, num_tokens: int) -> Tensor:
         """[s, B, N, K]. With a group, keys are split over it like queries, and `num_tokens` counts all."""
         if self.cp is None:
-            return dot_product_attention(q_sBNK, k_LBNK, v_LBNK)
-        return attend_in_context(dot_product_attention, q_sBNK, k_LBNK, v_LBNK, self.cp, num_tokens)
+            return self.attend(q_sBNK, k_LBNK, v_LBNK)
+        return attend_in_context(self.attend, q_sBNK, k_LBNK, v_LBNK, self.cp, num_tokens)
 
 
 class TorchRMSNorm(torch.nn.RMSNorm):

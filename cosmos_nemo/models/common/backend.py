@@ -1,12 +1,11 @@
 """The two back ends, torch and Transformer Engine, as sets of building blocks.
 
-Only here and in fp8.py is Transformer Engine imported.
+Only here and in fp8_cudnn.py is Transformer Engine imported.
 """
 
 import importlib.util
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup, get_process_group_ranks
 
 from cosmos_nemo.models.common.attention import TorchAttention, TorchRMSNorm, attend_in_context
+from cosmos_nemo.models.common.flash import flash_attention_3
 from cosmos_nemo.parallel.context import local_length
 
 logger = logging.getLogger(__name__)
@@ -24,6 +24,15 @@ logger = logging.getLogger(__name__)
 
 class BackendError(ValueError):
     """A back end that this machine cannot run."""
+
+
+@dataclass(frozen=True)
+class TokenBlocks:
+    """What the video's tokens pass in a layer of a diffusion transformer."""
+
+    column_linear: type
+    row_linear: type
+    self_attention: type[nn.Module] | ModuleSpec
 
 
 @dataclass(frozen=True)
@@ -36,11 +45,16 @@ class Backend:
     rms_norm: type[nn.Module]
     attention: type[nn.Module] | ModuleSpec
     meta_config: Mapping[str, bool]
-    precision: str = "bf16"
-    self_attention: type[nn.Module] | None = None
-    """Of a diffusion transformer, where it is not `attention`."""
-    products: Callable[[int], AbstractContextManager[Any]] = lambda num_rows: nullcontext()
-    """Around the layers of a diffusion transformer, for so many rows (tokens x batch)."""
+    fp8: TokenBlocks | None = None
+    """With --precision fp8."""
+
+    @property
+    def precision(self) -> str:
+        return "bf16" if self.fp8 is None else "fp8"
+
+    @property
+    def tokens(self) -> TokenBlocks:
+        return self.fp8 or TokenBlocks(self.column_linear, self.row_linear, self.attention)
 
 
 def torch_backend() -> Backend:
@@ -84,35 +98,41 @@ def te_missing() -> str | None:
     return None
 
 
-def te_fp8_backend() -> Backend:
-    """te_backend with matrix products and self attention in 8 bits; BackendError where that cannot be."""
-    from cosmos_nemo.models.common.fp8 import FP8Attention, fp8_missing, fp8_products
+def fp8_backend() -> Backend:
+    """torch_backend with 8 bits where the video's tokens pass; BackendError where that cannot be."""
+    from cosmos_nemo.models.common import fp8
 
-    reason = fp8_missing()
+    reason = fp8.fp8_missing()
     if reason is not None:
         raise BackendError(f"--precision fp8 cannot run here: {reason}. Pass --precision bf16.")
-    return replace(te_backend(), precision="fp8", self_attention=FP8Attention, products=fp8_products)
+    if not torch.cuda.is_available():
+        logger.warning("--precision fp8 on a CPU: rounded as on a GPU, but slower than without")
+    blocks = TokenBlocks(fp8.FP8ColumnParallelLinear, fp8.FP8RowParallelLinear, fp8.FP8Attention)
+    return replace(torch_backend(), fp8=blocks)
 
 
 def choose_backend(asked: str, environ: Mapping[str, str], *, precision: str = "bf16") -> Backend:
-    """The back end for --backend `asked`; "auto" is te on CUDA where it imports.
+    """The back end for --backend `asked`; BackendError where it cannot be.
 
-    precision "fp8" takes te, whose 8 bits they are; BackendError where it cannot.
+    "auto" is torch where FlashAttention 3 is installed, which is faster than all that Transformer Engine has,
+    else te on CUDA where it imports. precision "fp8" goes with torch alone: it brings products of its own.
 
     NVTE_FUSED_ATTN=0, as NeMo's published commands set it, would leave TE with flash attention at half the
     speed of cuDNN, or with unfused attention at 203 GB; then auto takes torch, which keeps cuDNN attention.
     """
+    if precision == "fp8" and asked == "te":
+        raise BackendError(
+            "--precision fp8 brings matrix products of its own, in place of those of --backend te. "
+            "Leave out one of them."
+        )
     if precision == "fp8":
-        if asked == "torch":
-            raise BackendError(
-                "--precision fp8 is computed by Transformer Engine, and --backend torch leaves it out. "
-                "Leave out one of them."
-            )
-        backend, reason = te_fp8_backend(), "--precision fp8 asks for it"
+        backend, reason = fp8_backend(), "--precision fp8 asks for it"
     elif asked == "torch":
         backend, reason = torch_backend(), "asked for"
     elif asked == "te":
         backend, reason = te_backend(), "asked for"
+    elif flash_attention_3() is not None:
+        backend, reason = torch_backend(), "FlashAttention 3 is installed"
     elif environ.get("NVTE_FUSED_ATTN") == "0":
         backend, reason = torch_backend(), "NVTE_FUSED_ATTN=0 takes cuDNN attention from Transformer Engine"
     elif (missing := te_missing()) is not None:

@@ -1,126 +1,159 @@
-"""--precision fp8 of the te back end: matrix products and self attention in 8 bits (E4M3).
+"""--precision fp8: matrix products and self attention of the video's tokens in 8 bits (E4M3).
 
-Every tensor is scaled by its own largest value as it is now (Transformer Engine's "current scaling"). Nothing
-is remembered from call to call, so that a video does not depend on the videos before it. Each of several
-ranks scales its own tokens, heads or shard of a weight, so that their video is not quite that of one rank.
-Weights stay in bfloat16 and are rounded anew in every call.
+Every row of a product's two sides has a scale of its own, a token's or a weight's output; of self attention
+every head has. A scale follows from the largest value as it is now and is a power of two, so that it changes
+the range of the 8 bits and not how a value is rounded. A token is therefore rounded alike whatever stands
+beside it, in the same batch, in an earlier video or on another rank.
 
-Not in 8 bits: norms, modulation, embeddings, the text's keys and values, attention to the text, the final
-layer.
+Weights stay in bfloat16 and are rounded anew in every call. Not in 8 bits: norms, modulation, embeddings, the
+text's keys and values, attention to the text, the final layer.
+
+On a CPU values are rounded alike and computed with in their own type: to look at, not to save time.
+
+Legend: S query tokens, L keys, B batch, N heads, K head width, R rows, D inputs, O outputs.
 """
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor
+from torch.nn import functional as F
 
-from cosmos_nemo.models.common.backend import TEAttention, te_missing
+from cosmos_nemo.models.common import flash
+from cosmos_nemo.models.common.attention import TorchAttention, dot_product_attention
+from cosmos_nemo.models.common.fp8_cudnn import attend_by_cudnn, cudnn_missing
+from cosmos_nemo.models.common.fused import round_heads, round_rows
+from cosmos_nemo.parallel.context import Attend
 
 logger = logging.getLogger(__name__)
 
-_LARGEST = 448.0
-"""Of E4M3."""
-_ROWS = 8
-"""The tokens of a matrix product must divide by it."""
+_DIVIDES = 16
+"""Inputs and outputs of a matrix in 8 bits are multiples of it."""
+_FAST = 5120
+"""Inputs up to which a Hopper GPU's tensor cores may add up in their own 14 bits, which is a tenth faster.
+
+With 5120 that changes a product by 6e-3, where rounding changes it by 4e-2; with 16384 by 2e-2.
+"""
 
 
 def fp8_missing() -> str | None:
-    """Why this machine cannot compute in 8 bits, or None when it can."""
-    reason = te_missing()
-    if reason is not None:
-        return reason
-    import transformer_engine.pytorch as te
-
-    if not hasattr(te, "autocast"):
-        return "this Transformer Engine is older than 2.9"
-    available, why = te.is_fp8_available(return_reason=True)
-    return None if available else str(why).rstrip(".")
+    """Why this machine should not compute in 8 bits, or None when it can."""
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() >= (8, 9):
+        return None
+    return f"8 bits take a GPU from Ada or Hopper on, and {torch.cuda.get_device_name()} is older"
 
 
-def fp8_products(num_rows: int) -> AbstractContextManager[Any]:
-    """Within it Transformer Engine's linears multiply in 8 bits, if so many tokens allow it."""
-    if num_rows % _ROWS:
-        _warn(f"{num_rows} tokens do not divide by {_ROWS}: their products stay in bfloat16")
-        return nullcontext()
-    return _region()
+def multiply(x_SBD: Tensor, weight_OD: Tensor) -> Tensor:
+    """x weight^T, [S, B, O] in x's dtype, with both rounded by rows."""
+    outputs, inputs = weight_OD.shape
+    if inputs % _DIVIDES or outputs % _DIVIDES:
+        _warn(f"matrices of {outputs} x {inputs} do not divide by {_DIVIDES} and stay in {_name(x_SBD)}")
+        return F.linear(x_SBD, weight_OD)
+    x, weight = round_rows(x_SBD.flatten(0, 1)), round_rows(weight_OD)
+    if x_SBD.is_cuda:
+        out = torch._scaled_mm(
+            *(x.values, weight.values.t()),
+            scale_a=x.scale,
+            scale_b=weight.scale.t(),
+            out_dtype=torch.bfloat16,
+            use_fast_accum=inputs <= _FAST,
+        )
+    else:
+        out = F.linear(x.widened(x_SBD.dtype), weight.widened(x_SBD.dtype))
+    return out.to(x_SBD.dtype).view(*x_SBD.shape[:2], outputs)
 
 
-def _region() -> AbstractContextManager[Any]:
-    import transformer_engine.pytorch as te
-    from transformer_engine.common.recipe import Float8CurrentScaling
+class _In8Bits:
+    """Takes the place of the product that both of Megatron's linears call."""
 
-    region: AbstractContextManager[Any] = te.autocast(enabled=True, recipe=Float8CurrentScaling())
-    return region
+    def _forward_impl(self, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> Tensor:
+        return multiply(input, weight)
 
 
-class FP8Attention(TEAttention):
-    """TEAttention in 8 bits where cuDNN has a kernel for the shape, else in bfloat16, with a warning.
+class FP8ColumnParallelLinear(_In8Bits, ColumnParallelLinear):
+    pass
 
-    Without Transformer Engine's ring, which would stay in bfloat16.
+
+class FP8RowParallelLinear(_In8Bits, RowParallelLinear):
+    pass
+
+
+class Kernel(NamedTuple):
+    """Of self attention in 8 bits."""
+
+    name: str
+    missing: Callable[[Tensor], str | None]
+    """Why it cannot attend with such queries, or None when it can."""
+    attend: Attend
+
+
+class FP8Attention(TorchAttention):
+    """Self attention in 8 bits, by the first of the kernels that can compute it for the shape.
+
+    Where none can it stays in bfloat16, with a warning.
     """
 
-    def __init__(self, **parts: Any) -> None:
-        """parts: as of TEAttention."""
+    def __init__(self, *, kernels: Sequence[Kernel] | None = None, **parts: Any) -> None:
+        """kernels: KERNELS. parts: as of TorchAttention."""
         super().__init__(**parts)
-        self.ring = None
-        self.has_no_kernel: set[tuple[torch.Size, torch.Size]] = set()
+        self.kernels = KERNELS if kernels is None else kernels
+        self.has_no_kernel: set[tuple[str, torch.Size, torch.Size]] = set()
 
-    def _attend(self, q_SBNK: Tensor, k_LBNK: Tensor, v_LBNK: Tensor) -> Tensor:
-        shapes = q_SBNK.shape, k_LBNK.shape
-        if shapes not in self.has_no_kernel:
+    def attend(self, q_SBNK: Tensor, k_LBNK: Tensor, v_LBNK: Tensor) -> Tensor:
+        if not q_SBNK.is_cuda:
+            return attend_rounded(q_SBNK, k_LBNK, v_LBNK)
+        for name, missing, attend in self.kernels:
+            key = name, q_SBNK.shape, k_LBNK.shape
+            if key in self.has_no_kernel or missing(q_SBNK) is not None:
+                continue
             try:
-                return attend_in_fp8(q_SBNK, k_LBNK, v_LBNK)
+                return attend(q_SBNK, k_LBNK, v_LBNK)
             except (RuntimeError, ValueError) as error:
                 if _is_out_of_memory(error):
                     raise torch.OutOfMemoryError(str(error)) from error
-                self.has_no_kernel.add(shapes)
+                self.has_no_kernel.add(key)
                 said = str(error).strip().splitlines() or [""]
-                _warn(f"self attention of {q_SBNK.shape[0]} tokens stays in bfloat16: {said[0][:200]}")
-        return super()._attend(q_SBNK, k_LBNK, v_LBNK)
+                _warn(f"{name} has no kernel for {q_SBNK.shape[0]} tokens: {said[0][:200]}")
+        why = "; ".join(f"{name}: {missing(q_SBNK) or 'see above'}" for name, missing, _ in self.kernels)
+        _warn(f"self attention stays in bfloat16 ({why})")
+        return dot_product_attention(q_SBNK, k_LBNK, v_LBNK)
 
 
-def attend_in_fp8(q_SBNK: Tensor, k_LBNK: Tensor, v_LBNK: Tensor) -> Tensor:
-    """softmax(q k / sqrt(K)) v, [S, B, N, K] in q's dtype, by cuDNN's kernel for 8 bits.
+def attend_by_flash(q_SBNK: Tensor, k_LBNK: Tensor, v_LBNK: Tensor) -> Tensor:
+    """softmax(q k / sqrt(K)) v, [S, B, N, K] in bfloat16, by FlashAttention 3's kernel for 8 bits."""
+    q, k, v = (round_heads(part) for part in (q_SBNK, k_LBNK, v_LBNK))
+    scales = {"q_descale": q.scale, "k_descale": k.scale, "v_descale": v.scale}
+    return flash.attend(q.values, k.values, v.values, **scales)
 
-    Its module in Transformer Engine takes the scales on a Hopper GPU from earlier calls. They can be told
-    beforehand: probabilities are at most 1, and no output is larger than the largest value.
-    """
-    import transformer_engine_torch as tex
-    from transformer_engine.pytorch import Float8CurrentScalingQuantizer, Float8Quantizer
-    from transformer_engine.pytorch.cpp_extensions.fused_attn import FusedAttnBackend, fused_attn_fwd
 
-    length, batch, _, width = q_SBNK.shape
-    num_keys, device, e4m3 = k_LBNK.shape[0], q_SBNK.device, tex.DType.kFloat8E4M3
-    round_now = Float8CurrentScalingQuantizer(e4m3, device, columnwise=False)
-    q, k, v = (round_now(part.contiguous()) for part in (q_SBNK, k_LBNK, v_LBNK))
+def attend_rounded(q_SBNK: Tensor, k_LBNK: Tensor, v_LBNK: Tensor) -> Tensor:
+    """The same in q's dtype from values that have only been rounded; the probabilities are not."""
+    q, k, v = (round_heads(part).widened(q_SBNK.dtype) for part in (q_SBNK, k_LBNK, v_LBNK))
+    return dot_product_attention(q, k, v)
 
-    def scaled_by(scale: Tensor) -> Any:
-        return Float8Quantizer(scale, torch.zeros(1, device=device), e4m3, columnwise=False)
 
-    def ends(size: int) -> Tensor:
-        return torch.arange(0, (batch + 1) * size, size, dtype=torch.int32, device=device)
+def _flash_missing(q_SBNK: Tensor) -> str | None:
+    return None if flash.serves(q_SBNK) else "not installed, or not for this GPU or head width"
 
-    out, *_ = fused_attn_fwd(
-        False,
-        *(length, num_keys, ends(length), ends(num_keys)),
-        *(q, k, v, q_SBNK.dtype, FusedAttnBackend["FP8"]),
-        s_quantizer=scaled_by(torch.full((1,), _LARGEST, device=device)),
-        o_quantizer=scaled_by(v._scale_inv.reciprocal().view(1)),
-        attn_scale=width**-0.5,
-        qkv_layout="sbhd_sbhd_sbhd",
-        attn_mask_type="no_mask",
-    )
-    attended: Tensor = out.dequantize().view(q_SBNK.shape)
-    return attended.to(q_SBNK.dtype)
+
+KERNELS = (
+    Kernel("FlashAttention 3", _flash_missing, attend_by_flash),
+    Kernel("cuDNN", lambda q_SBNK: cudnn_missing(), attend_by_cudnn),
+)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Also as Transformer Engine and cuDNN say it, whose errors are RuntimeErrors of any kind."""
     said = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in said or "alloc_failed" in said
+
+
+def _name(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
 
 
 @cache

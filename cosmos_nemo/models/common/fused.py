@@ -3,7 +3,7 @@
 Every kernel rounds where the operations do, so that both give the same up to the order of sums. Kernels have
 no gradient: they are taken in inference mode alone.
 
-Legend: S tokens, B batch, N heads, K head width, D width, R runs of tokens.
+Legend: S tokens, B batch, N heads, K head width, D width, R runs of tokens, or rows.
 """
 
 import importlib.util
@@ -19,6 +19,9 @@ from torch.nn import functional as F
 from cosmos_nemo.models.common.rope import apply_rope
 
 logger = logging.getLogger(__name__)
+
+_SMALLEST = 2.0**-100
+"""What is smaller is rounded to nothing."""
 
 
 @cache
@@ -125,6 +128,49 @@ def add_and_modulate(
         return fused_kernels.add_and_modulate(x_SBD, change_SBD, by, _rows(runs), eps)
     added = x_SBD + change_SBD if gate_BD is None else add_gated(x_SBD, change_SBD, gate_BD, runs=runs)
     return added, norm_and_modulate(added, shift_BD, scale_BD, eps=eps, runs=runs)
+
+
+class Rounded(NamedTuple):
+    """values * scale, in 8 bits."""
+
+    values: Tensor
+    """float8_e4m3fn."""
+    scale: Tensor
+    """float32 powers of two: [R, 1] of rows, [B, N] of heads."""
+
+    def widened(self, dtype: torch.dtype) -> Tensor:
+        """The tensor that they stand for."""
+        scale = self.scale if self.values.ndim == 2 else self.scale[:, :, None]
+        return (self.values.float() * scale).to(dtype)
+
+
+def round_rows(x_RD: Tensor) -> Rounded:
+    """Each row by its own largest value. x is contiguous."""
+    if _has_kernels(x_RD) and x_RD.is_contiguous():
+        from cosmos_nemo.models.common import fused_kernels
+
+        return Rounded(*fused_kernels.round_rows(x_RD))
+    scale = _scale_for(torch.linalg.vector_norm(x_RD.float(), torch.inf, dim=1, keepdim=True))
+    return Rounded((x_RD / scale).to(torch.float8_e4m3fn), scale)
+
+
+def round_heads(x_SBNK: Tensor) -> Rounded:
+    """Each head by its own largest value over all tokens; x may be a view."""
+    if _has_kernels_for_heads(x_SBNK):
+        from cosmos_nemo.models.common import fused_kernels
+
+        return Rounded(*fused_kernels.round_heads(x_SBNK))
+    scale = _scale_for(torch.linalg.vector_norm(x_SBNK.float(), torch.inf, dim=(0, 3)))
+    return Rounded((x_SBNK / scale[:, :, None]).to(torch.float8_e4m3fn), scale)
+
+
+def _scale_for(largest: Tensor) -> Tensor:
+    """The smallest power of two that brings so large values to 448 at most, the largest of E4M3.
+
+    448 is 1.75 * 2^8: the exponent is the value's own, or one more where its fraction is beyond 1.75.
+    """
+    bits = largest.clamp_min(_SMALLEST).view(torch.int32)
+    return (bits + 0x1FFFFF & 0x7F800000).view(torch.float32) / 256
 
 
 def _norm_and_modulate(shift_BD: Tensor, scale_BD: Tensor, x_SBD: Tensor, *, eps: float) -> Tensor:

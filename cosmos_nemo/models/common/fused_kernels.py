@@ -5,7 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_HEADS_A_PROGRAM = 16
+_HEADS_A_PROGRAM = 32
+_TOKENS_A_PROGRAM = 64
+_SMALLEST = tl.constexpr(2.0**-100)
 
 
 def try_out() -> None:
@@ -30,7 +32,7 @@ def norm_and_rotate(
         WIDTH=width,
         ROWS=_HEADS_A_PROGRAM,
         ROTATES=cos_sin_S11K is not None,
-        num_warps=4,
+        num_warps=8,
     )
     return out
 
@@ -69,6 +71,35 @@ def add_and_modulate(
         num_warps=4 if width <= 4096 else 8,
     )
     return added, normed
+
+
+def round_rows(x_RD: Tensor) -> tuple[Tensor, Tensor]:
+    """E4M3 [R, D] and the rows' scales, float32 [R, 1]. x is contiguous."""
+    rows, width = x_RD.shape
+    out = torch.empty(x_RD.shape, dtype=torch.float8_e4m3fn, device=x_RD.device)
+    scale = torch.empty(rows, 1, dtype=torch.float32, device=x_RD.device)
+    if rows:
+        warps = 4 if width <= 4096 else 8 if width <= 8192 else 16
+        _round_rows[(rows,)](
+            x_RD, out, scale, WIDTH=width, BLOCK=triton.next_power_of_2(width), num_warps=warps
+        )
+    return out, scale
+
+
+def round_heads(x_SBNK: Tensor) -> tuple[Tensor, Tensor]:
+    """E4M3 [S, B, N, K], contiguous, and the heads' scales, float32 [B, N]. K as of norm_and_rotate."""
+    length, batch, heads, width = x_SBNK.shape
+    out = torch.empty(x_SBNK.shape, dtype=torch.float8_e4m3fn, device=x_SBNK.device)
+    largest = torch.zeros(batch, heads, dtype=torch.float32, device=x_SBNK.device)
+    scale = torch.empty_like(largest)
+    if length:
+        grid = (triton.cdiv(length, _TOKENS_A_PROGRAM), batch * heads)
+        facts = {"HEADS": heads, "WIDTH": width, "TOKENS": _TOKENS_A_PROGRAM, "num_warps": 4}
+        _largest_of_heads[grid](x_SBNK, largest, length, *x_SBNK.stride()[:3], **facts)
+        _round_heads[grid](
+            *(x_SBNK, largest, out, scale, length), *x_SBNK.stride()[:3], *out.stride()[:3], **facts
+        )
+    return out, scale
 
 
 def _whole(by_BD: Tensor | None, batch: int) -> Tensor | None:
@@ -131,3 +162,51 @@ def _add_and_modulate(
         moved = tl.load(shift + by, mask=inside, other=0.0).to(tl.float32)
         scaled = normed.to(dtype).to(tl.float32) * tl.load(factor + by, mask=inside, other=0.0).to(tl.float32)
         tl.store(out + line, (moved + scaled).to(dtype), mask=inside)
+
+
+@triton.jit
+def _scale_for(largest):
+    """As fused._scale_for."""
+    bits = tl.maximum(largest, _SMALLEST).to(tl.int32, bitcast=True)
+    return ((bits + 0x1FFFFF) & 0x7F800000).to(tl.float32, bitcast=True) / 256
+
+
+@triton.jit
+def _round_rows(x, out, scales, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    value = tl.load(x + row * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
+    scale = _scale_for(tl.max(tl.abs(value), 0))
+    tl.store(scales + row, scale)
+    tl.store(out + row * WIDTH + columns, (value / scale).to(tl.float8e4nv), mask=inside)
+
+
+@triton.jit
+def _largest_of_heads(
+    x, largest, length, stride_s, stride_b, stride_n,
+    HEADS: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(1)
+    tokens = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    source = x + (head // HEADS).to(tl.int64) * stride_b + (head % HEADS) * stride_n
+    places = source + tokens[:, None] * stride_s + tl.arange(0, WIDTH)[None, :]
+    value = tl.load(places, mask=(tokens < length)[:, None], other=0.0).to(tl.float32)
+    tl.atomic_max(largest + head, tl.max(tl.max(tl.abs(value), 1), 0))
+
+
+@triton.jit
+def _round_heads(
+    x, largest, out, scales, length, stride_s, stride_b, stride_n, out_s, out_b, out_n,
+    HEADS: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(1)
+    sample, place = (head // HEADS).to(tl.int64), head % HEADS
+    scale = _scale_for(tl.load(largest + head))
+    tl.store(scales + head, scale, mask=tl.program_id(0) == 0)
+    tokens = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    inside, columns = (tokens < length)[:, None], tl.arange(0, WIDTH)[None, :]
+    source = x + sample * stride_b + place * stride_n + tokens[:, None] * stride_s
+    target = out + sample * out_b + place * out_n + tokens[:, None] * out_s
+    value = tl.load(source + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(target + columns, (value / scale).to(tl.float8e4nv), mask=inside)

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from cosmos_nemo.models.common.causal import LOOKS_BACK, Carry, RanksCarry, repeat_first
 from cosmos_nemo.models.video_tokenizer.middle import middle
-from cosmos_nemo.parallel.neighbours import hand_on, pieces_of
+from cosmos_nemo.parallel.neighbours import pieces_of
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLCosmos
@@ -32,50 +33,6 @@ if TYPE_CHECKING:
         CosmosUpsample3d,
     )
 
-_TEMPORAL_PAD = 2
-"""Frames that a causal convolution looks back, as all of the released tokenizers' do."""
-
-
-class Carry:
-    """The frames before this piece, at each causal convolution; of the piece before, on this rank."""
-
-    def __init__(self) -> None:
-        self.frames: dict[nn.Module, Tensor] = {}
-        self.is_first = True
-
-    def before(self, conv: "CosmosCausalConv3d", x: Tensor) -> Tensor:
-        """[B, C, 2, H, W], and keeps those before the next piece; before the clip, its first frame."""
-        found = _first_frame(conv, x) if self.is_first else self.frames[conv]
-        last = x[:, :, -conv.temporal_pad :]
-        missing = conv.temporal_pad - last.shape[2]
-        kept = torch.cat([found[:, :, found.shape[2] - missing :], last], dim=2) if missing else last.clone()
-        self.frames[conv] = kept
-        return found
-
-
-class RanksCarry(Carry):
-    """Pieces of several ranks at the same time: the frames before come from the rank before.
-
-    Every piece has as many frames as a convolution looks back, or more.
-    """
-
-    def __init__(self, group: ProcessGroup, *, num_pieces: int) -> None:
-        super().__init__()
-        self.group = group
-        self.is_first, self.is_last = group.rank() == 0, group.rank() == num_pieces - 1
-
-    def before(self, conv: "CosmosCausalConv3d", x: Tensor) -> Tensor:
-        if self.is_first and self.is_last:
-            return _first_frame(conv, x)
-        assert x.shape[2] >= conv.temporal_pad, "a piece shorter than what a convolution looks back"
-        last = x[:, :, -conv.temporal_pad :].contiguous()
-        arrived = hand_on(last, self.group, is_first=self.is_first, is_last=self.is_last)
-        return _first_frame(conv, x) if arrived is None else arrived
-
-
-def _first_frame(conv: "CosmosCausalConv3d", x: Tensor) -> Tensor:
-    return x[:, :, :1].expand(-1, -1, conv.temporal_pad, -1, -1)
-
 
 @torch.no_grad()
 def decode_pieces(
@@ -85,7 +42,7 @@ def decode_pieces(
 
     A latent frame becomes 8 frames of the video, the first one becomes 1.
     """
-    hidden, carry = _to_middle(autoencoder, latent_BCTHW), Carry()
+    hidden, carry = _to_middle(autoencoder, latent_BCTHW), Carry(repeat_first)
     for piece in hidden.split(frames_per_piece, dim=2):
         yield _after_middle(autoencoder.decoder, piece, carry)
         carry.is_first = False
@@ -100,11 +57,11 @@ def decode_share(
     The ranks' pieces follow each other. None on a rank for which nothing is left: a piece has two latent
     frames or more. The middle block runs on every rank.
     """
-    lengths = pieces_of(latent_BCTHW.shape[2], group, least=_TEMPORAL_PAD)
+    lengths = pieces_of(latent_BCTHW.shape[2], group, least=LOOKS_BACK)
     if not lengths[group.rank()]:
         return None
     hidden = _to_middle(autoencoder, latent_BCTHW).split(lengths, dim=2)[group.rank()]
-    carry = RanksCarry(group, num_pieces=sum(length > 0 for length in lengths))
+    carry = RanksCarry(repeat_first, group, num_pieces=sum(length > 0 for length in lengths))
     return _after_middle(autoencoder.decoder, hidden, carry)
 
 

@@ -4,8 +4,7 @@ What a network call needs is worked out as seldom as it changes: `positions` and
 `modulate` once per step, `forward` once per step and guidance branch.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, cast
@@ -82,15 +81,10 @@ class DiT(MegatronModule):
         layer: ModuleSpec,
         rms_norm: type[nn.Module],
         pg_collection: ProcessGroupCollection,
-        products: Callable[[int], AbstractContextManager[Any]],
         rope_dtype: torch.dtype = torch.float32,
     ) -> None:
-        """`rope_dtype` bfloat16 rounds the angles as NVIDIA's scripts did (spec 0.2); float32 is exact.
-
-        products: the back end's, around the layers.
-        """
+        """`rope_dtype` bfloat16 rounds the angles as NVIDIA's scripts did (spec 0.2); float32 is exact."""
         super().__init__(config)
-        self.products = products
         self.shape, self.cp, self.rope_dtype = shape, pg_collection.cp, rope_dtype
         width, dtype, patch = shape.hidden_size, config.params_dtype, shape.patch_size
         self.x_embedder = PatchEmbed(shape.patch_dim, width, dtype=dtype)
@@ -223,10 +217,9 @@ class DiT(MegatronModule):
             given_mask_B1THW=given_mask_B1THW,
             told_BCTHW=told_BCTHW,
         )
-        with self.products(hidden.shape[0] * hidden.shape[1]):
-            for layer, arguments in self.layer_calls(modulation, text, positions, runs):
-                run = partial(_run_again, layer) if recompute else layer
-                hidden = run(hidden, **arguments)
+        for layer, arguments in self.layer_calls(modulation, text, positions, runs):
+            run = partial(_run_again, layer) if recompute else layer
+            hidden = run(hidden, **arguments)
         tokens = self.final_layer(hidden, modulation.final, runs)
         tokens = gather_tokens(tokens, self.cp, positions.num_tokens)
         return unpatchify(tokens, grid_THW=positions.grid_THW, patch=self.shape.patch_size)

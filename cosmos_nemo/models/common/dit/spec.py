@@ -21,16 +21,17 @@ from cosmos_nemo.models.common.dit.layers import (
 
 def layer_spec(shape: DiTShape, backend: Backend) -> ModuleSpec:
     """One transformer layer out of the back end's blocks."""
+    tokens = backend.tokens
     self_attention = AttentionSubmodules(
-        linear_qkv=backend.column_linear,
-        linear_proj=backend.row_linear,
+        linear_qkv=tokens.column_linear,
+        linear_proj=tokens.row_linear,
         norm=backend.rms_norm,
-        core_attention=backend.self_attention or backend.attention,
+        core_attention=tokens.self_attention,
     )
     cross_attention = AttentionSubmodules(
-        linear_q=backend.column_linear,
+        linear_q=tokens.column_linear,
         linear_kv=backend.column_linear,
-        linear_proj=backend.row_linear,
+        linear_proj=tokens.row_linear,
         norm=backend.rms_norm,
         core_attention=backend.attention,
     )
@@ -42,7 +43,7 @@ def layer_spec(shape: DiTShape, backend: Backend) -> ModuleSpec:
             cross_attention=ModuleSpec(
                 module=CrossAttention, params={"text_dim": shape.text_dim}, submodules=cross_attention
             ),
-            mlp=mlp_spec(backend.column_linear, backend.row_linear),
+            mlp=mlp_spec(tokens.column_linear, tokens.row_linear),
         ),
     )
 
@@ -69,6 +70,5 @@ def transformer_config(
         tensor_model_parallel_size=pg_collection.tp.size(),
         context_parallel_size=pg_collection.cp.size(),
         perform_initialization=False,
-        disable_parameter_transpose_cache=True,  # no second copy of the weights in 8 bits
         **backend.meta_config,
     )

@@ -1,0 +1,77 @@
+"""What causal convolutions over time need of the frames before a piece of a clip.
+
+Legend: B batch, C channels, T frames, H W rows and columns.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from cosmos_nemo.parallel.neighbours import hand_on
+
+LOOKS_BACK = 2
+"""Frames, of every causal convolution of the released tokenizers' decoders."""
+
+Start = Callable[[Tensor], Tensor]
+"""From a clip's first piece [B, C, T, H, W] to what a convolution sees before it, [B, C, 2, H, W]."""
+
+
+def repeat_first(x_BCTHW: Tensor) -> Tensor:
+    """The first frame again, as the tokenizers of Predict1 have it."""
+    return x_BCTHW[:, :, :1].expand(-1, -1, LOOKS_BACK, -1, -1)
+
+
+def nothing(x_BCTHW: Tensor) -> Tensor:
+    """Zeros, as Wan's tokenizer has it. The piece may have no frames."""
+    batch, channels, _, *size = x_BCTHW.shape
+    return x_BCTHW.new_zeros(batch, channels, LOOKS_BACK, *size)
+
+
+class Carry:
+    """The frames before this piece, at each causal convolution; of the piece before, on this rank."""
+
+    def __init__(self, start: Start) -> None:
+        self.start = start
+        self.frames: dict[nn.Module, Tensor] = {}
+        self.is_first = True
+        """Whether this is the clip's first piece. Whoever makes the pieces says so after it."""
+
+    def before(self, conv: nn.Module, x_BCTHW: Tensor) -> Tensor:
+        """[B, C, 2, H, W], and keeps those before the next piece."""
+        found = self.start(x_BCTHW) if self.is_first else self.frames[conv]
+        self.frames[conv] = _last(found, x_BCTHW).clone()
+        return found
+
+
+class RanksCarry(Carry):
+    """Pieces of several ranks at the same time: the frames before come from the rank before.
+
+    Every piece but the first has as many frames as a convolution looks back, or more.
+    """
+
+    def __init__(self, start: Start, group: ProcessGroup, *, num_pieces: int) -> None:
+        super().__init__(start)
+        self.group = group
+        self.is_first, self.is_last = group.rank() == 0, group.rank() == num_pieces - 1
+
+    def before(self, conv: nn.Module, x_BCTHW: Tensor) -> Tensor:
+        if self.is_first:
+            found = self.start(x_BCTHW)
+            if not self.is_last:
+                hand_on(_last(found, x_BCTHW).contiguous(), self.group, is_first=True, is_last=False)
+            return found
+        assert x_BCTHW.shape[2] >= LOOKS_BACK, "a piece shorter than what a convolution looks back"
+        last = x_BCTHW[:, :, -LOOKS_BACK:].contiguous()
+        arrived = hand_on(last, self.group, is_first=False, is_last=self.is_last)
+        assert arrived is not None
+        return arrived
+
+
+def _last(before_BCTHW: Tensor, x_BCTHW: Tensor) -> Tensor:
+    """The last frames of both together."""
+    missing = LOOKS_BACK - x_BCTHW.shape[2]
+    if missing <= 0:
+        return x_BCTHW[:, :, -LOOKS_BACK:]
+    return torch.cat([before_BCTHW[:, :, LOOKS_BACK - missing :], x_BCTHW], dim=2)
