@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cosmos_nemo.catalog import TokenShape
-from cosmos_nemo.models.common import fused, fused_kernels
+from cosmos_nemo.models.common import fused, fused_kernels, norm_silu, norm_silu_kernels
 from cosmos_nemo.models.common.attention import TorchRMSNorm
 from cosmos_nemo.models.common.backend import torch_backend
 from cosmos_nemo.models.token_transformer.model import build_token_transformer
@@ -95,6 +95,22 @@ def assert_same(found: tuple[Tensor, Tensor], exact: fused.Rounded) -> None:
     assert torch.equal(values.view(torch.uint8), exact.values.view(torch.uint8))
 
 
+def check_norms() -> None:
+    """Of clips with their channels last, the last pieces of frames and rows of pixels not full."""
+    for dtype, limit in DTYPES.items():
+        x = (3 + torch.randn(2, 24, 3, 19, 40)).to(dtype).contiguous(memory_format=torch.channels_last_3d)
+        norm = torch.nn.GroupNorm(1, 24, eps=1e-6).to(dtype)
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+        for silu in (True, False):
+            found = norm_silu_kernels.group_norm_silu(x, norm.weight, norm.bias, 1e-6, silu)
+            assert found.stride() == x.stride()
+            assert_near(found, norm_silu.group_norm_silu(x, norm, silu=silu), 10 * limit)
+        found = norm_silu_kernels.rms_norm_silu(x, norm.weight)
+        assert found.stride() == x.stride()
+        assert_near(found, norm_silu.rms_norm_silu(x, norm.weight), 10 * limit)
+
+
 def check_tokens() -> None:
     """One video takes the products of one_token_kernels.py, two take the linears."""
     for dtype, limit in DTYPES.items():
@@ -136,5 +152,12 @@ def assert_near(found: Tensor, exact: Tensor, limit: float) -> None:
 
 if __name__ == "__main__":
     with torch.no_grad():
-        checks = (check_heads, check_modulation, check_additions, check_rounding, check_tokens)
+        checks = (
+            check_heads,
+            check_modulation,
+            check_additions,
+            check_rounding,
+            check_norms,
+            check_tokens,
+        )
         {check.__name__.removeprefix("check_"): check for check in checks}[sys.argv[1]]()

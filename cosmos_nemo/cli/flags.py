@@ -206,7 +206,7 @@ def add_machine(
         "--precision",
         default="bf16",
         metavar="|".join(PRECISIONS),
-        help="of the diffusion network; fp8 (a GPU from Ada or Hopper on, Transformer Engine) is faster",
+        help="of the diffusion network; fp8 (a GPU from Ada or Hopper on) is faster",
     )
     group.add_argument(
         "--offload",

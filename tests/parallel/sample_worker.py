@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from cosmos_nemo.catalog import CARDS, DiTShape
-from cosmos_nemo.models.common.backend import torch_backend
+from cosmos_nemo.models.common.backend import Backend, fp8_backend, torch_backend
 from cosmos_nemo.parallel.environment import ranks_from
 from cosmos_nemo.parallel.groups import open_store, start, stop
 from cosmos_nemo.plan import Plan
@@ -30,6 +30,8 @@ PLANS = (
     Plan(replicas=2, cp=2),
     Plan(replicas=2, tp=2),
 )
+ROUNDED = (Plan(), Plan(cp=2), Plan(cp=3), Plan(cp=4), Plan(tp=2), Plan(cfg=2), Plan(cp=2, tp=2))
+"""Those with --precision fp8 too. 4 heads divide by 2 and 4 ranks; with 3, keys and values are gathered."""
 CARD = replace(
     CARDS["Cosmos-Nano-Text2World"],
     network=DiTShape(
@@ -49,8 +51,8 @@ CARD = replace(
 REQUEST = Text2WorldRequest(prompt="x", height=80, width=80, num_frames=33, num_steps=4, seed=7)
 
 
-def name_of(plan: Plan) -> str:
-    return f"replicas{plan.replicas}_cfg{plan.cfg}_cp{plan.cp}_tp{plan.tp}"
+def name_of(plan: Plan, precision: str = "") -> str:
+    return f"{precision}replicas{plan.replicas}_cfg{plan.cfg}_cp{plan.cp}_tp{plan.tp}"
 
 
 def main(folder: Path) -> None:
@@ -58,23 +60,24 @@ def main(folder: Path) -> None:
     prompt_BLD, negative_BLD = torch.randn(2, 1, 12, 32)
     device, ranks = torch.device("cpu"), ranks_from(os.environ)
     store = open_store(ranks)
-    for plan in PLANS:
+    runs: list[tuple[Plan, str, Backend]] = [(plan, "", torch_backend()) for plan in PLANS]
+    runs += [(plan, "fp8", fp8_backend()) for plan in ROUNDED]
+    for plan, precision, backend in runs:
         if ranks.rank >= plan.num_ranks:
             continue
-        groups = start(
-            ranks, plan=plan, store=torch.distributed.PrefixStore(name_of(plan), store), device=device
-        )
+        name = name_of(plan, precision)
+        groups = start(ranks, plan=plan, store=torch.distributed.PrefixStore(name, store), device=device)
         stage = Denoise(
             card=CARD,
             checkpoint=folder / "checkpoint",
             groups=groups,
-            backend=torch_backend(),
+            backend=backend,
             device=device,
             dtype=torch.float32,
         )
         with stage as denoise:
             latent = denoise(REQUEST, prompt_BLD, negative_BLD)
-        torch.save(latent, folder / f"{name_of(plan)}_rank{ranks.rank}.pt")
+        torch.save(latent, folder / f"{name}_rank{ranks.rank}.pt")
         torch.distributed.barrier()
         stop()
     # Rank 0 hosts the store, and must outlive the others' last use of it.

@@ -26,17 +26,17 @@ def flash_attention_3() -> Callable[..., Any] | None:
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
         return None
     for name in _MODULES:
-        if not _is_installed(name):
+        package = name.partition(".")[0]
+        if importlib.util.find_spec(package) is None:
             continue
         try:
             function: Callable[..., Any] = importlib.import_module(name).flash_attn_func
+        except ModuleNotFoundError as error:
+            if error.name != name:  # something that it needs
+                _warn(package, error)
+            continue
         except Exception as error:  # built for another PyTorch or CUDA: from ImportError to OSError
-            logger.warning(
-                "FlashAttention 3 is installed but does not import (%s: %s): cuDNN's attention is used "
-                "instead, slower",
-                type(error).__name__,
-                error,
-            )
+            _warn(package, error)
             continue
         return function
     return None
@@ -68,8 +68,8 @@ def attend(q_SBNK: Tensor, k_LBNK: Tensor, v_LBNK: Tensor, **scales: Tensor) -> 
     return out_BSNK.transpose(0, 1)
 
 
-def _is_installed(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ImportError:  # a package of it is missing
-        return False
+def _warn(package: str, error: Exception) -> None:
+    logger.warning(
+        "FlashAttention 3 (%s) is installed but does not import (%s: %s): it is done without",
+        *(package, type(error).__name__, error),
+    )

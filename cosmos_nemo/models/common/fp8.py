@@ -1,9 +1,10 @@
 """--precision fp8: matrix products and self attention of the video's tokens in 8 bits (E4M3).
 
 Every row of a product's two sides has a scale of its own, a token's or a weight's output; of self attention
-every head has. A scale follows from the largest value as it is now and is a power of two, so that it changes
-the range of the 8 bits and not how a value is rounded. A token is therefore rounded alike whatever stands
-beside it, in the same batch, in an earlier video or on another rank.
+every head has. A scale follows from the largest value as it is now and is a power of two, so that it moves
+the range of the 8 bits and changes nothing else in how a value is rounded, unless it is far smaller than the
+largest (below a 14,000th). Nothing is remembered from call to call, and ranks that share the tokens of a
+video round as one does.
 
 Weights stay in bfloat16 and are rounded anew in every call. Not in 8 bits: norms, modulation, embeddings, the
 text's keys and values, attention to the text, the final layer.
@@ -112,12 +113,13 @@ class FP8Attention(TorchAttention):
                 continue
             try:
                 return attend(q_SBNK, k_LBNK, v_LBNK)
-            except (RuntimeError, ValueError) as error:
+            except (RuntimeError, ValueError, AssertionError) as error:
                 if _is_out_of_memory(error):
                     raise torch.OutOfMemoryError(str(error)) from error
                 self.has_no_kernel.add(key)
                 said = str(error).strip().splitlines() or [""]
-                _warn(f"{name} has no kernel for {q_SBNK.shape[0]} tokens: {said[0][:200]}")
+                tokens = f"{q_SBNK.shape[0]} tokens among {k_LBNK.shape[0]}"
+                _warn(f"{name} has no kernel for {tokens}: {said[0][:200]}")
         why = "; ".join(f"{name}: {missing(q_SBNK) or 'see above'}" for name, missing, _ in self.kernels)
         _warn(f"self attention stays in bfloat16 ({why})")
         return dot_product_attention(q_SBNK, k_LBNK, v_LBNK)

@@ -170,7 +170,7 @@ def _scale_for(largest: Tensor) -> Tensor:
     448 is 1.75 * 2^8: the exponent is the value's own, or one more where its fraction is beyond 1.75.
     """
     bits = largest.clamp_min(_SMALLEST).view(torch.int32)
-    return (bits + 0x1FFFFF & 0x7F800000).view(torch.float32) / 256
+    return ((bits + 0x1FFFFF & 0x7F800000) - (8 << 23)).view(torch.float32)
 
 
 def _norm_and_modulate(shift_BD: Tensor, scale_BD: Tensor, x_SBD: Tensor, *, eps: float) -> Tensor:

@@ -168,7 +168,7 @@ def _add_and_modulate(
 def _scale_for(largest):
     """As fused._scale_for."""
     bits = tl.maximum(largest, _SMALLEST).to(tl.int32, bitcast=True)
-    return ((bits + 0x1FFFFF) & 0x7F800000).to(tl.float32, bitcast=True) / 256
+    return (((bits + 0x1FFFFF) & 0x7F800000) - (8 << 23)).to(tl.float32, bitcast=True)
 
 
 @triton.jit

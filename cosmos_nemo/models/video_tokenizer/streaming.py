@@ -13,28 +13,27 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from cosmos_nemo.models.common.causal import LOOKS_BACK, Carry, RanksCarry, repeat_first
+from cosmos_nemo.models.common.norm_silu import group_norm_silu
+from cosmos_nemo.models.common.volumes import for_convolutions, repeated
+from cosmos_nemo.models.video_tokenizer.blocks import over_space, over_time, projection, resnet_block
 from cosmos_nemo.models.video_tokenizer.middle import middle
 from cosmos_nemo.parallel.neighbours import pieces_of
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLCosmos
     from diffusers.models.autoencoders.autoencoder_kl_cosmos import (
-        CosmosCausalConv3d,
-        CosmosConvProjection3d,
         CosmosDecoder3d,
-        CosmosResnetBlock3d,
         CosmosUnpatcher3d,
         CosmosUpBlock3d,
         CosmosUpsample3d,
     )
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def decode_pieces(
     autoencoder: "AutoencoderKLCosmos", latent_BCTHW: Tensor, *, frames_per_piece: int
 ) -> Iterator[Tensor]:
@@ -48,7 +47,7 @@ def decode_pieces(
         carry.is_first = False
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def decode_share(
     autoencoder: "AutoencoderKLCosmos", latent_BCTHW: Tensor, *, group: ProcessGroup
 ) -> Tensor | None:
@@ -66,47 +65,36 @@ def decode_share(
 
 
 def _to_middle(autoencoder: "AutoencoderKLCosmos", latent_BCTHW: Tensor) -> Tensor:
-    decoder = autoencoder.decoder
-    return middle(decoder.mid_block, decoder.conv_in(autoencoder.post_quant_conv(latent_BCTHW)))
+    decoder, whole = autoencoder.decoder, Carry(repeat_first)
+    x = for_convolutions(autoencoder.post_quant_conv(latent_BCTHW))
+    return middle(decoder.mid_block, projection(decoder.conv_in, x, whole))
 
 
 def _after_middle(decoder: "CosmosDecoder3d", x: Tensor, carry: Carry) -> Tensor:
     for block in decoder.up_blocks:
         x = _up_block(block, x, carry)
-    x = F.silu(decoder.norm_out(x), inplace=True)
-    x = _projection(decoder.conv_out, x, carry)
-    return _unpatch(decoder.unpatch_embed, x, is_first=carry.is_first)
+    x = group_norm_silu(x, decoder.norm_out.norm)
+    x = projection(decoder.conv_out, x, carry)
+    return _unpatch(decoder.unpatch_embed, x.contiguous(), is_first=carry.is_first)
 
 
 def _up_block(block: "CosmosUpBlock3d", x: Tensor, carry: Carry) -> Tensor:
     for resnet in block.resnets:
-        x = _resnet(resnet, x, carry)
+        x = resnet_block(resnet, x, carry)
     for upsampler in block.upsamplers or ():
         x = _upsample(upsampler, x, carry)
     return x
 
 
-def _resnet(block: "CosmosResnetBlock3d", x: Tensor, carry: Carry) -> Tensor:
-    hidden = F.silu(block.norm1(x), inplace=True)
-    hidden = _projection(block.conv1, hidden, carry)
-    hidden = F.silu(block.norm2(hidden), inplace=True)
-    hidden = _projection(block.conv2, hidden, carry)
-    return hidden.add_(block.conv_shortcut(x))
-
-
-def _projection(pair: "CosmosConvProjection3d", x: Tensor, carry: Carry) -> Tensor:
-    return _causal_conv(pair.conv_t, pair.conv_s(x), carry)
-
-
 def _upsample(block: "CosmosUpsample3d", x: Tensor, carry: Carry) -> Tensor:
     """Twice the frames, of which the clip's first is dropped, then twice the rows and columns."""
     if block.temporal_upsample:
-        x = x.repeat_interleave(2, dim=2)[:, :, int(carry.is_first) :]
-        x = _causal_conv(block.conv1, x, carry).add_(x)
+        x = repeated(x, frames=2)[:, :, int(carry.is_first) :]
+        x = over_time(block.conv1, x, carry).add_(x)
     if block.spatial_upsample:
-        x = x.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
-        x = block.conv2(x).add_(x)
-    return block.conv3(x)
+        x = repeated(x, sides=2)
+        x = over_space(block.conv2, x).add_(x)
+    return over_space(block.conv3, x)
 
 
 def _unpatch(unpatcher: "CosmosUnpatcher3d", x: Tensor, *, is_first: bool) -> Tensor:
@@ -126,8 +114,3 @@ def _inverse_haar(x: Tensor, wavelet: Tensor) -> Tensor:
         low, high = (x.unflatten(1, (-1, 2)) * wavelet).unbind(2)
         x = torch.stack((low + high, low - high), dim=x.ndim + 1 + axis).flatten(axis - 1, axis)
     return x.squeeze(1) * 8**0.5
-
-
-def _causal_conv(conv: "CosmosCausalConv3d", x: Tensor, carry: Carry) -> Tensor:
-    """A convolution over time that sees the frames before the piece."""
-    return F.conv3d(torch.cat([carry.before(conv, x), x], dim=2), conv.weight, conv.bias)

@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +12,7 @@ from cosmos_nemo.checkpoint.load import load_into
 from cosmos_nemo.checkpoint.names import network_rules, parameter_shapes
 from cosmos_nemo.checkpoint.reader import open_checkpoint
 from cosmos_nemo.models.build import build_network
-from cosmos_nemo.models.common.attention import TorchAttention
-from cosmos_nemo.models.common.backend import Backend, torch_backend
+from cosmos_nemo.models.common.backend import Backend, TokenBlocks, fp8_backend, torch_backend
 from cosmos_nemo.models.common.dit.spec import layer_spec, transformer_config
 from cosmos_nemo.models.cosmos1_dit.model import Cosmos1DiT
 from cosmos_nemo.parallel.groups import start_alone
@@ -155,27 +152,43 @@ def test_megatrons_config_says_what_the_card_the_groups_and_the_back_end_say(dty
     assert config.use_cpu_initialization and not config.perform_initialization
 
 
-def test_a_back_ends_own_self_attention_is_the_videos_alone_and_its_products_surround_the_layers() -> None:
-    class Attention(TorchAttention):
+def test_what_the_videos_tokens_pass_may_be_other_blocks_but_not_the_texts_keys_and_values() -> None:
+    class OwnColumn(nn.Module):
         pass
 
-    regions: list[int] = []
+    class OwnRow(nn.Module):
+        pass
 
-    @contextmanager
-    def products(num_rows: int) -> Iterator[None]:
-        regions.append(num_rows)
-        yield
+    class OwnCore(nn.Module):
+        pass
 
-    own = replace(torch_backend(), self_attention=Attention, products=products)
-    collection = start_alone(CPU).collection
-    network = build_network(TINY, backend=own, pg_collection=collection, device=CPU, dtype=torch.float32)
-    for layer in network.decoder:
-        assert type(layer.full_self_attention.core_attention) is Attention
-        assert type(layer.cross_attention.core_attention) is TorchAttention
-    network(
-        torch.zeros(3, 16, 2, 4, 10),
-        modulation=network.modulate(torch.zeros(3)),
-        text=network.encode_text(torch.zeros(3, 12, 32)),
-        positions=network.positions((2, 4, 10), fps=24),
+    backend = Backend(
+        name="x",
+        column_linear=Column,
+        row_linear=Row,
+        rms_norm=Norm,
+        attention=Core,
+        meta_config={},
+        fp8=TokenBlocks(OwnColumn, OwnRow, OwnCore),
     )
-    assert regions == [3 * 2 * 2 * 5]
+    layer = layer_spec(TINY, backend).submodules
+    attention, cross = layer.full_self_attention.submodules, layer.cross_attention.submodules
+    mlp = layer.mlp.submodules
+    assert [attention.linear_qkv, cross.linear_q, mlp.linear_fc1] == [OwnColumn] * 3
+    assert [attention.linear_proj, cross.linear_proj, mlp.linear_fc2] == [OwnRow] * 3
+    assert (attention.core_attention, cross.core_attention) == (OwnCore, Core)
+    assert cross.linear_kv is Column
+    assert [attention.norm, cross.norm] == [Norm] * 2
+
+
+def test_a_network_in_8_bits_has_the_same_parameters() -> None:
+    """So that one checkpoint fills both."""
+    collection = start_alone(CPU).collection
+    rounded = build_network(
+        TINY, backend=fp8_backend(), pg_collection=collection, device=CPU, dtype=torch.bfloat16
+    )
+    plain = build(dtype=torch.bfloat16)
+    found = {name: (value.shape, value.dtype) for name, value in rounded.named_parameters()}
+    assert found == {name: (value.shape, value.dtype) for name, value in plain.named_parameters()}
+    assert set(rounded.state_dict()) == set(plain.state_dict())
+    assert dict(rounded.named_buffers()) == {}

@@ -53,10 +53,11 @@ def test_heads_are_split_where_they_divide_and_keys_gathered_where_they_do_not(
         monkeypatch.setattr(attention, name, lambda *args, name=name: asked.append((name, args)) or args[1])
     q, k, v = qkv(tokens=5, keys=5, heads=heads)
     group: Any = FakeGroup(2, 1)
-    assert TorchAttention(num_heads=heads, head_dim=8, cp=group)(q, k, v, 9) is q
+    core = TorchAttention(num_heads=heads, head_dim=8, cp=group)
+    assert core(q, k, v, 9) is q
     ((name, args),) = asked
     assert name == form
-    assert args[0] is dot_product_attention
+    assert args[0] == core.attend
     assert args[1] is q and args[2] is k and args[3] is v
     assert args[4:] == (group, 9)
 

@@ -19,6 +19,7 @@ from cosmos_nemo.models.common.backend import (
     BackendError,
     TEAttention,
     TERMSNorm,
+    TokenBlocks,
     choose_backend,
     te_backend,
     te_missing,
@@ -27,9 +28,20 @@ from cosmos_nemo.models.common.backend import (
 from tests.fakes import FakeGroup
 
 
+@pytest.fixture(autouse=True)
+def _no_flash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine has; a test may say otherwise."""
+    monkeypatch.setattr(backend, "flash_attention_3", lambda: None)
+
+
 @pytest.fixture
 def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def flash_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "flash_attention_3", lambda: print)
 
 
 @pytest.fixture
@@ -109,29 +121,78 @@ def test_what_is_asked_for_is_taken_whatever_the_environment_says(
         assert f"back end {asked}: asked for" in log
 
 
-def test_fp8_without_cuda_is_refused_with_the_way_out(no_cuda: None) -> None:
-    with pytest.raises(BackendError) as refused:
-        choose_backend("auto", {}, precision="fp8")
-    assert str(refused.value) == (
-        "--precision fp8 cannot run here: Transformer Engine needs a CUDA device. Pass --precision bf16."
-    )
+def test_auto_takes_torch_where_flash_attention_3_is_installed_though_te_works(
+    te_works: None, flash_works: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, log = chosen("auto", caplog)
+    assert name == "torch"
+    assert "back end torch: FlashAttention 3 is installed" in log
 
 
-def test_fp8_and_the_torch_back_end_exclude_each_other() -> None:
-    with pytest.raises(BackendError, match="--backend torch leaves it out"):
-        choose_backend("torch", {}, precision="fp8")
+def test_te_that_is_asked_for_is_taken_where_flash_attention_3_is_installed_too(
+    te_works: None, flash_works: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert chosen("te", caplog)[0] == "te"
 
 
-@pytest.mark.parametrize("asked", ["auto", "te"])
+def test_a_back_end_without_8_bits_has_the_same_blocks_for_the_videos_tokens_as_elsewhere() -> None:
+    made = torch_backend()
+    assert made.precision == "bf16"
+    assert made.tokens == TokenBlocks(made.column_linear, made.row_linear, made.attention)
+
+
+@pytest.mark.parametrize("asked", ["auto", "torch"])
 @pytest.mark.parametrize("environ", [{}, {"NVTE_FUSED_ATTN": "0"}])
-def test_fp8_takes_te_with_its_own_products_and_self_attention(
+def test_fp8_is_the_torch_back_end_with_8_bits_where_the_videos_tokens_pass(
     te_works: None, monkeypatch: pytest.MonkeyPatch, asked: str, environ: dict[str, str]
 ) -> None:
     monkeypatch.setattr(fp8, "fp8_missing", lambda: None)
     found = choose_backend(asked, environ, precision="fp8")
-    assert (found.name, found.precision) == ("te", "fp8")
-    assert (found.self_attention, found.products) == (fp8.FP8Attention, fp8.fp8_products)
-    assert found.attention is TEAttention
+    assert (found.name, found.precision) == ("torch", "fp8")
+    assert found.tokens == TokenBlocks(
+        fp8.FP8ColumnParallelLinear, fp8.FP8RowParallelLinear, fp8.FP8Attention
+    )
+    elsewhere = (found.column_linear, found.row_linear, found.rms_norm, found.attention)
+    assert elsewhere == (ColumnParallelLinear, RowParallelLinear, TorchRMSNorm, TorchAttention)
+
+
+def test_fp8_on_a_cpu_is_taken_with_a_warning(no_cuda: None, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert choose_backend("auto", {}, precision="fp8").precision == "fp8"
+    assert caplog.messages == ["--precision fp8 on a CPU: rounded as on a GPU, but slower than without"]
+
+
+@pytest.mark.parametrize("capability", [(8, 9), (9, 0), (10, 0)])
+def test_fp8_on_a_gpu_with_8_bits_is_taken_without_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capability: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    with caplog.at_level(logging.WARNING):
+        assert choose_backend("auto", {}, precision="fp8").precision == "fp8"
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("asked", ["auto", "torch"])
+def test_fp8_on_an_old_gpu_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100")
+    with pytest.raises(BackendError) as refused:
+        choose_backend(asked, {}, precision="fp8")
+    assert str(refused.value) == (
+        "--precision fp8 cannot run here: 8 bits take a GPU from Ada or Hopper on, and NVIDIA A100 is older. "
+        "Pass --precision bf16."
+    )
+
+
+def test_fp8_and_te_exclude_each_other(te_works: None) -> None:
+    with pytest.raises(BackendError) as refused:
+        choose_backend("te", {}, precision="fp8")
+    assert str(refused.value) == (
+        "--precision fp8 brings matrix products of its own, in place of those of --backend te. "
+        "Leave out one of them."
+    )
 
 
 Install = Callable[[str], None]

