@@ -1,38 +1,46 @@
-"""Video tokenizer: diffusers' unsplit decode against the decode in pieces, with random weights at full size.
+"""Video tokenizers: diffusers' decode beside ours in pieces and on several ranks, with random weights.
 
-python benchmarks/tokenizer_decode.py --frames 121 --height 704 --width 1280 --pieces 1 2 4 8 16
+python benchmarks/tokenizer_decode.py --pieces 8 16
+python benchmarks/tokenizer_decode.py --kind wan --frames 93 --pieces 1 2
 torchrun --nproc_per_node 8 benchmarks/tokenizer_decode.py --pieces 8
 
-Under torchrun the ranks also decode a piece each at the same time, and the first one gathers the frames; the
-doors do not do that yet. Prints seconds and peak GPU memory of each way (weights, latent and decoded floats
-included; those of the first rank), and how far its uint8 frames are from the unsplit ones. Seconds are the
-median of --repeats after one unmeasured run.
+Under torchrun the ranks also decode a piece each at the same time, as the doors do. Prints seconds and peak
+GPU memory of each way (weights, latent and decoded floats included; those of the first rank), and how far its
+uint8 frames are from diffusers' and from those of our decode in float32. Seconds are the median of --repeats
+after one unmeasured run; they end when the frames are in host memory.
 """
 
 import argparse
 import json
+import math
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from cosmos_nemo.catalog import TokenizerShape
-from cosmos_nemo.models.video_tokenizer.model import VideoTokenizer, build_autoencoder, to_uint8
+from benchmarks.dit_forward import peak_bytes, start_counting, synchronize
+from cosmos_nemo.catalog import TokenizerShape, WanTokenizerShape
+from cosmos_nemo.models.video_tokenizer import model as cosmos
+from cosmos_nemo.models.video_tokenizer.model import to_uint8
+from cosmos_nemo.models.wan_tokenizer import model as wan
 from cosmos_nemo.parallel.environment import ranks_from
 from cosmos_nemo.parallel.groups import Groups, open_store, start, stop
-from cosmos_nemo.parallel.neighbours import join_on_first
 from cosmos_nemo.plan import Plan
-from cosmos_nemo.tools.standin_tokenizer import random_weights
+from cosmos_nemo.stages.tokenizer_choice import AnyTokenizer, tokenizer_for
+from cosmos_nemo.tools.standin_tokenizer import random_weights as random_cosmos_weights
+from cosmos_nemo.tools.standin_wan_tokenizer import random_weights as random_wan_weights
 
 GIB = 2**30
-UNSPLIT = "diffusers, unsplit"
+UNSPLIT = "diffusers"
 Way = Callable[[], Iterator[Tensor]]
 Row = dict[str, Any]
 
@@ -41,177 +49,181 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--frames", type=int, default=121, help="frames of the video, 8k+1")
+    parser.add_argument("--kind", choices=("cosmos", "wan"), default="cosmos", help="CV8x8x8, or Wan2.1's")
+    parser.add_argument("--frames", type=int, default=121, help="frames of the video, 8k+1 or 4k+1")
     parser.add_argument("--height", type=int, default=704)
     parser.add_argument("--width", type=int, default=1280)
-    parser.add_argument(
-        "--pieces", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="latent frames per piece"
-    )
-    parser.add_argument("--channels", type=int, default=128, help="128 as released")
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--pieces", type=int, nargs="+", default=[8], help="latent frames per piece")
+    parser.add_argument("--channels", type=int, help="as released")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--profile", action="store_true", help="print where the time of the last one goes")
     parser.add_argument("--json", type=Path, help="write the table here too")
     return parser.parse_args()
 
 
-def build(shape: TokenizerShape, *, dtype: torch.dtype, seed: int) -> VideoTokenizer:
-    autoencoder = build_autoencoder(shape, device="cuda", dtype=dtype, parts=("decoder",))
-    weights = random_weights(shape, seed=seed, parts=("decoder",))
+def main() -> None:
+    arguments, ranks = parse(), ranks_from(os.environ)
+    cuda = arguments.device == "cuda"
+    device = torch.device("cuda", ranks.local_rank) if cuda else torch.device("cpu")
+    groups = start(ranks, plan=Plan(cp=ranks.num_ranks), store=open_store(ranks), device=device)
+    with torch.inference_mode():
+        rows = measure_all(arguments, groups, device)
+    stop()
+    if ranks.rank > 0:
+        return
+    title = f"{arguments.kind}, {arguments.frames}x{arguments.height}x{arguments.width}"
+    name = torch.cuda.get_device_name() if cuda else "CPU"
+    print(f"{title}, {name}, torch {torch.__version__}\n\n{table(rows)}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"size": title, "rows": rows}, indent=1))
+
+
+def measure_all(arguments: argparse.Namespace, groups: Groups, device: torch.device) -> list[Row]:
+    """On the first rank; of the others an empty list."""
+    stage = stage_of(arguments, torch.bfloat16, device)
+    latent_BCTHW = random_latent(stage, arguments)
+    together = None
+    if groups.world.size() > 1:
+        together = measure_together(stage, latent_BCTHW, groups.world, arguments.repeats)
+    if groups.rank > 0:
+        return []
+    ways: dict[str, Way] = {UNSPLIT: lambda: unsplit(stage, latent_BCTHW)}
+    for size in arguments.pieces:
+        ways[f"pieces of {size}"] = partial(
+            stage._tokenizer.decode_pieces, latent_BCTHW, frames_per_piece=size
+        )
+    exact_THWC = frames_of(stage_of(arguments, torch.float32, device)._tokenizer.decode_pieces(latent_BCTHW))
+    rows, found = [], {}
+    for name, way in ways.items():
+        try:
+            found[name], row = measure(way, repeats=arguments.repeats, device=device)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            row = {"out_of_memory": True}
+        rows.append({"way": name, **row})
+    if together is not None:
+        name, seconds_and_peak = f"{groups.world.size()} ranks", together
+        found[name] = seconds_and_peak.pop("frames")
+        rows.append({"way": name, **seconds_and_peak})
+    for row in rows:
+        if row["way"] in found:
+            row |= {"psnr_to_float32": psnr(found[row["way"]], exact_THWC)}
+            if UNSPLIT in found:
+                row |= {"psnr_to_unsplit": psnr(found[row["way"]], found[UNSPLIT])}
+    if arguments.profile:
+        profile(ways[rows[len(ways) - 1]["way"]])
+    return rows
+
+
+def stage_of(arguments: argparse.Namespace, dtype: torch.dtype, device: torch.device) -> AnyTokenizer:
+    """A stage that is resident, with random weights and statistics that change nothing."""
+    shape = TokenizerShape() if arguments.kind == "cosmos" else WanTokenizerShape()
+    if arguments.channels:
+        shape = replace(shape, channels=arguments.channels)
+    stage = tokenizer_for(shape, folder=Path(), device=device, dtype=dtype, parts=("decoder",))
+    ones = torch.ones(shape.latent_channels, device=device)
+    if isinstance(shape, WanTokenizerShape):
+        autoencoder = wan.build_autoencoder(shape, device=device, dtype=dtype, parts=("decoder",))
+        fill(autoencoder, random_wan_weights(shape, seed=arguments.seed, parts=("decoder",)))
+        stage.module = wan.WanTokenizer(autoencoder, mean_C=0 * ones, std_C=ones)
+    else:
+        autoencoder = cosmos.build_autoencoder(shape, device=device, dtype=dtype, parts=("decoder",))
+        fill(autoencoder, random_cosmos_weights(shape, seed=arguments.seed, parts=("decoder",)))
+        table_CT = ones[:, None].expand(-1, shape.statistics_frames)
+        stage.module = cosmos.VideoTokenizer(autoencoder, mean_CT=0 * table_CT, std_CT=table_CT)
+    return stage
+
+
+def fill(autoencoder: nn.Module, weights: dict[str, Tensor]) -> None:
     for name, parameter in autoencoder.named_parameters():
         parameter.copy_(weights[name])
-    table_CT = torch.ones(shape.latent_channels, shape.statistics_frames, device="cuda")
-    return VideoTokenizer(autoencoder, mean_CT=0 * table_CT, std_CT=table_CT)
 
 
-def shared(tokenizer: VideoTokenizer, latent_BCTHW: Tensor, group: ProcessGroup) -> Tensor | None:
-    """uint8 frames on the CPU of the first rank, from all ranks' pieces."""
-    share_BCTHW = tokenizer.decode_share(latent_BCTHW, group=group)
-    if share_BCTHW is None:
-        side = tokenizer.autoencoder.config.spatial_compression_ratio
-        height, width = (side * size for size in latent_BCTHW.shape[3:])
-        mine_THWC = torch.empty(0, height, width, 3, dtype=torch.uint8, device=latent_BCTHW.device)
-    else:
-        mine_THWC = to_uint8(share_BCTHW)
-    frames_THWC = join_on_first(mine_THWC, group)
-    if frames_THWC is None:
-        return None
-    on_host = torch.empty(frames_THWC.shape, dtype=torch.uint8, pin_memory=True).copy_(frames_THWC)
-    torch.cuda.synchronize()
-    return on_host
+def random_latent(stage: AnyTokenizer, arguments: argparse.Namespace) -> Tensor:
+    """Unit normal [1, C, T, H, W] of the size that decodes to what the flags ask for."""
+    shape = stage.shape
+    frames = 1 + (arguments.frames - 1) // shape.temporal_compression
+    height, width = (size // shape.spatial_compression for size in (arguments.height, arguments.width))
+    draw = torch.Generator(stage.device).manual_seed(arguments.seed)
+    return torch.randn(1, shape.latent_channels, frames, height, width, generator=draw, device=stage.device)
 
 
-def measure_shared(tokenizer: VideoTokenizer, latent_BCTHW: Tensor, group: ProcessGroup, repeats: int) -> Row:
-    """Of this rank, and its frames; every rank begins at once."""
-    frames_THWC, seconds = shared(tokenizer, latent_BCTHW, group), []
-    torch.cuda.reset_peak_memory_stats()
-    for _ in range(repeats):
+def unsplit(stage: AnyTokenizer, latent_BCTHW: Tensor) -> Iterator[Tensor]:
+    """diffusers' own decode; of Wan's tokenizer that goes from latent frame to latent frame."""
+    yield stage._tokenizer.autoencoder.decode(latent_BCTHW.to(stage.dtype)).sample
+
+
+def measure_together(
+    stage: AnyTokenizer, latent_BCTHW: Tensor, group: ProcessGroup, repeats: int
+) -> Row | None:
+    """Seconds, peak and frames of the first rank; every rank begins at once. None if they do not do it."""
+    ranks = stage.ranks_for(latent_BCTHW.shape[2], group)
+    seconds, frames_THWC = [], None
+    for _ in range(repeats + 1):
+        start_counting(stage.device)
+        synchronize(stage.device)
         dist.barrier(group)
-        torch.cuda.synchronize()
         started = time.perf_counter()
-        frames_THWC = shared(tokenizer, latent_BCTHW, group)
+        if group.rank() < ranks:
+            frames_THWC = stage.decode_together(latent_BCTHW, group)
         seconds.append(time.perf_counter() - started)
-    peak = torch.cuda.max_memory_allocated() / GIB
-    return {"seconds": statistics.median(seconds), "peak_gib": peak, "frames": frames_THWC}
+    if ranks == 1 or group.rank() > 0:
+        return None
+    peak = peak_bytes(stage.device) / GIB
+    return {"seconds": statistics.median(seconds[1:]), "peak_gib": peak, "frames": frames_THWC}
 
 
-def frames_of(pieces: Iterator[Tensor], num_frames: int) -> Tensor:
-    """The pieces as uint8 frames on the CPU, so that only one piece at a time is on the GPU."""
-    frames_THWC = None
-    start = 0
-    for piece_BCTHW in pieces:
-        levels_THWC = to_uint8(piece_BCTHW)
-        if frames_THWC is None:
-            frames_THWC = torch.empty(num_frames, *levels_THWC.shape[1:], dtype=torch.uint8, pin_memory=True)
-        frames_THWC[start : start + len(levels_THWC)].copy_(levels_THWC, non_blocking=True)
-        start += len(levels_THWC)
-    assert frames_THWC is not None and start == num_frames
-    torch.cuda.synchronize()
-    return frames_THWC
-
-
-def measure(way: Way, *, num_frames: int, repeats: int) -> tuple[Tensor, Row]:
+def measure(way: Way, *, repeats: int, device: torch.device) -> tuple[Tensor, Row]:
     """The frames on the CPU, the seconds and the peak GiB."""
-    frames_of(way(), num_frames)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+    frames_of(way())
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    start_counting(device)
     seconds = []
     for _ in range(repeats):
         started = time.perf_counter()
-        frames_THWC = frames_of(way(), num_frames)
+        frames_THWC = frames_of(way())
         seconds.append(time.perf_counter() - started)
-    peak = torch.cuda.max_memory_allocated() / GIB
+    peak = peak_bytes(device) / GIB
     return frames_THWC, {"seconds": statistics.median(seconds), "peak_gib": peak}
 
 
-def compare(frames_THWC: Tensor, reference_THWC: Tensor) -> Row:
-    """Largest difference in levels and the share of values that differ at all."""
-    largest, differing = 0, 0
-    for frame, reference in zip(frames_THWC, reference_THWC, strict=True):
-        levels = (frame.cuda().int() - reference.cuda().int()).abs()
-        largest, differing = max(largest, int(levels.max())), differing + int(levels.count_nonzero())
-    return {"max_levels": largest, "differing": differing / frames_THWC.numel()}
+def frames_of(pieces: Iterator[Tensor]) -> Tensor:
+    """The pieces as uint8 frames on the CPU, as the stages make them."""
+    return torch.cat([to_uint8(piece_BCTHW).cpu() for piece_BCTHW in pieces])
 
 
-def ways(tokenizer: VideoTokenizer, latent_BCTHW: Tensor, pieces: list[int]) -> dict[str, Way]:
-    """The unsplit decode first, under UNSPLIT."""
-
-    def unsplit() -> Iterator[Tensor]:
-        with torch.no_grad():
-            yield tokenizer.autoencoder.decode(latent_BCTHW).sample
-
-    def in_pieces(size: int) -> Way:
-        return lambda: tokenizer.decode_pieces(latent_BCTHW, frames_per_piece=size)
-
-    return {UNSPLIT: unsplit} | {f"pieces of {size}": in_pieces(size) for size in pieces}
+def psnr(frames_THWC: Tensor, exact_THWC: Tensor) -> float:
+    """In dB; infinite for the same frames."""
+    error = sum(
+        float((frame.float() - exact.float()).square().mean(dtype=torch.float64))
+        for frame, exact in zip(frames_THWC, exact_THWC, strict=True)
+    )
+    return 10 * math.log10(255**2 * len(exact_THWC) / error) if error else math.inf
 
 
-def random_latent(shape: TokenizerShape, arguments: argparse.Namespace) -> Tensor:
-    """Unit normal [1, C, T, H, W] of the size that decodes to what the flags ask for."""
-    frames = 1 + (arguments.frames - 1) // shape.temporal_compression
-    height, width = (size // shape.spatial_compression for size in (arguments.height, arguments.width))
-    draw = torch.Generator("cuda").manual_seed(arguments.seed)
-    return torch.randn(1, shape.latent_channels, frames, height, width, generator=draw, device="cuda")
+def profile(way: Way) -> None:
+    from torch.profiler import ProfilerActivity
 
-
-def measure_all(arguments: argparse.Namespace, groups: Groups) -> list[Row]:
-    """On the first rank; of the others an empty list."""
-    shape = TokenizerShape(channels=arguments.channels)
-    dtype = getattr(torch, arguments.dtype)
-    tokenizer = build(shape, dtype=dtype, seed=arguments.seed)
-    latent_BCTHW = random_latent(shape, arguments).to(dtype)
-    rows: list[Row] = []
-    together = None
-    if groups.world.size() > 1:
-        together = measure_shared(tokenizer, latent_BCTHW, groups.world, arguments.repeats)
-    if groups.rank > 0:
-        return rows
-    reference_THWC = None
-    for name, way in ways(tokenizer, latent_BCTHW, arguments.pieces).items():
-        try:
-            frames_THWC, row = measure(way, num_frames=arguments.frames, repeats=arguments.repeats)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            rows.append({"way": name, "out_of_memory": True})
-            continue
-        if name == UNSPLIT:
-            reference_THWC = frames_THWC
-        elif reference_THWC is not None:
-            row |= compare(frames_THWC, reference_THWC)
-        rows.append({"way": name, **row})
-    if together is not None:
-        frames_THWC = together.pop("frames")
-        difference = {} if reference_THWC is None else compare(frames_THWC, reference_THWC)
-        rows.append({"way": f"{groups.world.size()} ranks", **together, **difference})
-    return rows
+    with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as found:
+        frames_of(way())
+    print(found.key_averages().table(sort_by="cuda_time_total", row_limit=20, max_name_column_width=70))
 
 
 def table(rows: list[Row]) -> str:
     lines = [
-        "| decode | seconds | peak GiB | largest uint8 difference | values that differ |",
+        "| decode | seconds | peak GiB | PSNR to diffusers' | to float32 |",
         "|---" * 5 + "|",
     ]
     for row in rows:
         if "out_of_memory" in row:
             lines.append(f"| {row['way']} | out of memory | | | |")
             continue
-        difference = f"{row['max_levels']} | {row['differing']:.4%}" if "max_levels" in row else " | "
-        lines.append(f"| {row['way']} | {row['seconds']:.3f} | {row['peak_gib']:.1f} | {difference} |")
+        others = " | ".join(f"{row.get(key, math.nan):.1f}" for key in ("psnr_to_unsplit", "psnr_to_float32"))
+        lines.append(f"| {row['way']} | {row['seconds']:.3f} | {row['peak_gib']:.1f} | {others} |")
     return "\n".join(lines)
-
-
-def main() -> None:
-    arguments, ranks = parse(), ranks_from(os.environ)
-    device = torch.device("cuda", ranks.local_rank)
-    groups = start(ranks, plan=Plan(cp=ranks.num_ranks), store=open_store(ranks), device=device)
-    rows = measure_all(arguments, groups)
-    stop()
-    if ranks.rank > 0:
-        return
-    title = f"{arguments.frames}x{arguments.height}x{arguments.width}, {arguments.dtype}"
-    print(f"{title}, {torch.cuda.get_device_name()}, torch {torch.__version__}\n\n{table(rows)}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"size": title, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

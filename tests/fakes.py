@@ -161,14 +161,26 @@ class RecordedDenoise(RecordedStage):
 class RecordedTokenizer(RecordedStage):
     """Decodes to frames of 8 x 8 pixels of seven times the latent's mean; encodes to the video's mean.
 
-    With `numbers_frames`, frame t of the k-th decoding is k in red and t in green.
+    With `numbers_frames`, frame t of the k-th decoding is k in red and t in green. Up to `together` ranks
+    decode a latent of as many frames or more.
     """
 
-    def __init__(self, journal: list[str], *, numbers_frames: bool = False, **options: Any) -> None:
+    def __init__(
+        self, journal: list[str], *, numbers_frames: bool = False, together: int = 1, **options: Any
+    ) -> None:
         super().__init__("tokenizer", journal, **options)
+        self.together = together
         self.numbers_frames = numbers_frames
         self.latents: list[Tensor] = []
         self.videos: list[tuple[Tensor, bool | None]] = []
+
+    def ranks_for(self, latent_frames: int, group: Any) -> int:
+        return min(group.size(), self.together, latent_frames)
+
+    def decode_together(self, latent_BCTHW: Tensor, group: Any) -> Tensor | None:
+        assert group.rank() < self.ranks_for(latent_BCTHW.shape[2], group)
+        frames_THWC = self.decode(latent_BCTHW)
+        return frames_THWC if group.rank() == 0 else None
 
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
         self.called()

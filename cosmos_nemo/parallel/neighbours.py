@@ -35,22 +35,18 @@ def hand_on(mine: Tensor, group: ProcessGroup, *, is_first: bool, is_last: bool)
     return arrived
 
 
-def join_on_first(mine_TX: Tensor, group: ProcessGroup) -> Tensor | None:
-    """The pieces of all ranks one after the other along the first axis, on the first rank; None elsewhere.
+def join_on_first(mine_TX: Tensor, group: ProcessGroup, *, lengths: list[int]) -> Tensor | None:
+    """The pieces of the first ranks one after the other along the first axis, on rank 0; None elsewhere.
 
-    All have the same other axes; a rank without a piece has one of no length.
+    lengths: of the pieces of all ranks that have one, each of which calls this. All have the same other axes.
     """
-    lengths = torch.empty(group.size(), dtype=torch.int64, device=mine_TX.device)
-    mine = torch.tensor([len(mine_TX)], dtype=torch.int64, device=mine_TX.device)
-    dist.all_gather_into_tensor(lengths, mine, group=group)
+    assert len(mine_TX) == lengths[group.rank()], "a piece of another length than was said"
     if group.rank() > 0:
-        if len(mine_TX):
-            dist.send(mine_TX.contiguous(), dist.get_global_rank(group, 0), group=group)
+        dist.send(mine_TX.contiguous(), dist.get_global_rank(group, 0), group=group)
         return None
-    whole = mine_TX.new_empty(int(lengths.sum()), *mine_TX.shape[1:])
-    parts = whole.split(lengths.tolist())
+    whole = mine_TX.new_empty(sum(lengths), *mine_TX.shape[1:])
+    parts = whole.split(lengths)
     parts[0].copy_(mine_TX)
     for rank, part in enumerate(parts[1:], start=1):
-        if len(part):
-            dist.recv(part, dist.get_global_rank(group, rank), group=group)
+        dist.recv(part, dist.get_global_rank(group, rank), group=group)
     return whole

@@ -12,7 +12,14 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from cosmos_nemo.parallel.rank_zero import only_rank_zero, rank_zero
-from cosmos_nemo.pipelines.base import DRAWING, OnProgress, Pipeline, Video, reading_input
+from cosmos_nemo.pipelines.base import (
+    DRAWING,
+    OnProgress,
+    Pipeline,
+    Video,
+    decode_latents,
+    reading_input,
+)
 from cosmos_nemo.request import AutoregressiveRequest
 from cosmos_nemo.sampling.token_report import NotFiniteLogits
 from cosmos_nemo.sampling.tokens import TokenSampling
@@ -101,7 +108,8 @@ class Autoregressive(Pipeline[AutoregressiveRequest]):
                 num_steps=request.num_steps,
                 on_step=on_progress("decode"),
             )
-        return only_rank_zero(lambda: self._show_decoded(latents, ids_BThw.shape[1], request.fps), self.ranks)
+        windows = decode_latents(self.tokenizer, latents, self.ranks, following=self.video_guard)
+        return only_rank_zero(lambda: self._show_decoded(windows, ids_BThw.shape[1], request.fps), self.ranks)
 
     def _encode(self, request: AutoregressiveRequest) -> Tensor:
         """The given frames' ids, [1, 1 or 2, h, w]."""
@@ -142,9 +150,6 @@ class Autoregressive(Pipeline[AutoregressiveRequest]):
             frames_THWC = tokenizer.decode(ids_BThw)
         return self.guarded(frames_THWC, prompt="", fps=fps)
 
-    def _show_decoded(self, latents: Sequence[Tensor], latent_frames: int, fps: int) -> Video:
-        assert self.tokenizer is not None
-        with self.tokenizer as tokenizer:
-            self.video_guard.prefetch()
-            windows_THWC = [tokenizer.decode(latent_BCTHW) for latent_BCTHW in latents]
+    def _show_decoded(self, windows: Sequence[Tensor | None], latent_frames: int, fps: int) -> Video:
+        windows_THWC = [frames_THWC for frames_THWC in windows if frames_THWC is not None]
         return self.guarded(assemble(windows_THWC, latent_frames=latent_frames), prompt="", fps=fps)

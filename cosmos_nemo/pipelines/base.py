@@ -1,7 +1,7 @@
 """What all pipelines have in common: their stages, the ranks they run on, and how a failure ends."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from cosmos_nemo.parallel.rank_zero import everywhere, only_rank_zero
 from cosmos_nemo.request import RequestError, Text2WorldRequest
 from cosmos_nemo.sampling.samplers import OnStep
 from cosmos_nemo.stages.base import Stage
@@ -62,7 +63,7 @@ def reading_input() -> Iterator[None]:
 class Pipeline(Generic[RequestT]):
     """One video per call; every rank of `ranks` calls it with the same request.
 
-    Prompt models, tokenizers and guards run on the first of the ranks; what they raise reaches all.
+    Prompt models, encoders and guards run on the first of the ranks; what they raise reaches all.
     """
 
     def __init__(self, *, video_guard: VideoGuard | Skip, ranks: ProcessGroup) -> None:
@@ -103,6 +104,45 @@ class Pipeline(Generic[RequestT]):
             raise
 
 
+def decode_latents(
+    tokenizer: AnyTokenizer,
+    latents: Sequence[Tensor],
+    ranks: ProcessGroup,
+    *,
+    following: Stage | Skip | None = None,
+) -> list[Tensor | None]:
+    """Each latent's frames, uint8 [T, H, W, 3] on the first rank's CPU, and None elsewhere.
+
+    Every rank has the latents; long ones are decoded by several ranks together. What loading raises reaches
+    all of them, and so does what the first one raises that decodes alone; of ranks that decode together one
+    that fails ends the job, as in the network's calls.
+
+    following: a stage that is sure to be needed then, prefetched meanwhile on the first rank.
+    """
+    counts = [tokenizer.ranks_for(latent_BCTHW.shape[2], ranks) for latent_BCTHW in latents]
+    if max(counts) == 1:
+        alone = only_rank_zero(lambda: _decoded(tokenizer, latents, following), ranks)
+        return [None] * len(latents) if alone is None else list(alone)
+    with ExitStack() as stack:
+        takes_part = ranks.rank() < max(counts)
+        everywhere(lambda: stack.enter_context(tokenizer) if takes_part else None, ranks)
+        if following is not None and ranks.rank() == 0:
+            following.prefetch()
+        return [
+            tokenizer.decode_together(latent_BCTHW, ranks) if ranks.rank() < count else None
+            for latent_BCTHW, count in zip(latents, counts, strict=True)
+        ]
+
+
+def _decoded(
+    tokenizer: AnyTokenizer, latents: Sequence[Tensor], following: Stage | Skip | None
+) -> list[Tensor]:
+    with tokenizer:
+        if following is not None:
+            following.prefetch()
+        return [tokenizer.decode(latent_BCTHW) for latent_BCTHW in latents]
+
+
 class DiffusionPipeline(Pipeline[RequestT], Generic[RequestT, UpsamplerT]):
     """From a prompt, in the end, to a latent that is denoised.
 
@@ -136,6 +176,11 @@ class DiffusionPipeline(Pipeline[RequestT], Generic[RequestT, UpsamplerT]):
             self.video_guard,
         )
         return tuple(stage for stage in order if isinstance(stage, Stage))
+
+    def decode(self, latent_BCTHW: Tensor, *, following: Stage | Skip | None = None) -> Tensor | None:
+        """decode_latents of one."""
+        [frames_THWC] = decode_latents(self.tokenizer, [latent_BCTHW], self.ranks, following=following)
+        return frames_THWC
 
     def embed(self, prompt: str, negative_prompt: str) -> tuple[Tensor, Tensor]:
         """Embeddings of both prompts; an empty negative prompt is all zeros, as in training's dropout."""

@@ -18,13 +18,12 @@ class Text2World(DiffusionPipeline[Text2WorldRequest, PromptUpsampler]):
         with self.denoise as denoise:
             self.tokenizer.prefetch()
             latent_BCTHW = denoise(request, prompt_BLD, negative_BLD, on_step=on_progress("denoise"))
-        return only_rank_zero(lambda: self._show(latent_BCTHW, prompt, request.fps), self.ranks)
+        frames_THWC = self.decode(latent_BCTHW, following=self.video_guard)
+        return only_rank_zero(lambda: self._show(frames_THWC, prompt, request.fps), self.ranks)
 
     def _prepare(self, request: Text2WorldRequest) -> str:
         return prepare_prompt(request, text_guard=self.text_guard, upsampler=self.upsampler)
 
-    def _show(self, latent_BCTHW: Tensor, prompt: str, fps: int) -> Video:
-        with self.tokenizer as tokenizer:
-            self.video_guard.prefetch()
-            frames_THWC = tokenizer.decode(latent_BCTHW)
+    def _show(self, frames_THWC: Tensor | None, prompt: str, fps: int) -> Video:
+        assert frames_THWC is not None
         return self.guarded(frames_THWC, prompt=prompt, fps=fps)

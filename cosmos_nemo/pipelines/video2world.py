@@ -92,7 +92,7 @@ class Video2World(DiffusionPipeline[Video2WorldRequest, ImageUpsampler | PromptR
         with self.denoise as denoise:
             self.tokenizer.prefetch()
             made_BCTHW = denoise(part, *texts, condition=condition, on_step=on_step)
-        return only_rank_zero(lambda: self._decode(made_BCTHW), self.ranks)
+        return self.decode(made_BCTHW)
 
     def _pixels(self, request: Video2WorldRequest, given_THWC: Tensor | None, chunk: Chunk) -> Tensor:
         """The given frames as the tokenizer takes them: [1, 3, T, H, W], about -1..1."""
@@ -110,10 +110,6 @@ class Video2World(DiffusionPipeline[Video2WorldRequest, ImageUpsampler | PromptR
         with self.tokenizer as tokenizer:
             self.denoise.prefetch()
             return tokenizer.encode(pixels_BCTHW, as_image=False)
-
-    def _decode(self, latent_BCTHW: Tensor) -> Tensor:
-        with self.tokenizer as tokenizer:
-            return tokenizer.decode(latent_BCTHW)
 
     def _show(
         self,

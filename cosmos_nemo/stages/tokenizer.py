@@ -1,8 +1,6 @@
 """The video tokenizer as a stage: latents to frames and back."""
 
-from collections.abc import Collection
-from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,36 +8,25 @@ from torch import Tensor, nn
 from cosmos_nemo.catalog import TokenizerShape
 from cosmos_nemo.checkpoint.load import load_into
 from cosmos_nemo.models.video_tokenizer.model import (
+    FRAMES_PER_PIECE,
     MODULES,
-    PARTS,
     VideoTokenizer,
     build_autoencoder,
     to_uint8,
 )
-from cosmos_nemo.stages.base import Stage
+from cosmos_nemo.stages.continuous_tokenizer import ContinuousTokenizer
 from cosmos_nemo.stages.tokenizer_folder import open_part, read_statistics
 
 
-class Tokenizer(Stage):
-    """A video tokenizer and the statistics of its latents, read from one folder."""
+class Tokenizer(ContinuousTokenizer):
+    """CV8x8x8, or another tokenizer of its kind."""
 
-    name: ClassVar[str] = "tokenizer"
+    most_together: ClassVar[int] = FRAMES_PER_PIECE
 
-    def __init__(
-        self,
-        *,
-        shape: TokenizerShape,
-        folder: Path,
-        device: torch.device,
-        dtype: torch.dtype | None = None,
-        offload: bool = False,
-        prefetches: bool = False,
-        parts: Collection[str] = PARTS,
-    ) -> None:
-        """dtype: None is bfloat16 on a GPU and float32 on the CPU; parts: "encoder", "decoder" or both."""
-        super().__init__(device=device, offload=offload, prefetches=prefetches)
-        self.shape, self.folder, self.parts = shape, folder, parts
-        self.dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    def __init__(self, *, shape: TokenizerShape, **arguments: Any) -> None:
+        """arguments: as of ContinuousTokenizer."""
+        super().__init__(shape=shape, **arguments)
+        self.shape = shape
 
     def check(self) -> None:
         """CheckpointError unless the folder holds the parts and the statistics of such a tokenizer."""
@@ -61,10 +48,6 @@ class Tokenizer(Stage):
         return self._tokenizer.encode(video_BCTHW.to(self.device), as_image=as_image)
 
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
-        """Frames uint8 0..255 [T, H, W, 3] on the CPU of a normalised latent in a batch of one.
-
-        Each piece of the video leaves the device as soon as it is made.
-        """
         pieces_BCTHW = self._tokenizer.decode_pieces(latent_BCTHW.to(self.device))
         return torch.cat([to_uint8(piece_BCTHW).cpu() for piece_BCTHW in pieces_BCTHW])
 

@@ -15,7 +15,7 @@ from cosmos_nemo.checkpoint.rules import Rule, Same
 from cosmos_nemo.checkpoint.wan_tokenizer_names import match_names, tensor_shapes
 from cosmos_nemo.models.video_tokenizer.model import to_uint8
 from cosmos_nemo.models.wan_tokenizer.model import PARTS, WanTokenizer, build_autoencoder
-from cosmos_nemo.stages.base import Stage
+from cosmos_nemo.stages.continuous_tokenizer import ContinuousTokenizer
 
 # NVIDIA's name of the released file, Wan2.1's own, and diffusers' `vae` folder.
 _RELEASED, _DIFFUSERS = ("tokenizer.pth", "Wan2.1_VAE.pth"), "diffusion_pytorch_model.safetensors"
@@ -36,26 +36,15 @@ PUBLISHED_STD = (
 )
 
 
-class WanTokenizerStage(Stage):
-    """A video tokenizer of Wan2.1's kind and the statistics of its latents, read from one folder."""
+class WanTokenizerStage(ContinuousTokenizer):
+    """A video tokenizer of Wan2.1's kind."""
 
-    name: ClassVar[str] = "tokenizer"
+    most_together: ClassVar[int] = 6
 
-    def __init__(
-        self,
-        *,
-        shape: WanTokenizerShape,
-        folder: Path,
-        device: torch.device,
-        dtype: torch.dtype | None = None,
-        offload: bool = False,
-        prefetches: bool = False,
-        parts: Collection[str] = PARTS,
-    ) -> None:
-        """dtype: None is bfloat16 on a GPU and float32 on the CPU; parts: "encoder", "decoder" or both."""
-        super().__init__(device=device, offload=offload, prefetches=prefetches)
-        self.shape, self.folder, self.parts = shape, folder, parts
-        self.dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    def __init__(self, *, shape: WanTokenizerShape, **arguments: Any) -> None:
+        """arguments: as of ContinuousTokenizer."""
+        super().__init__(shape=shape, **arguments)
+        self.shape = shape
 
     def check(self) -> None:
         """CheckpointError unless the folder holds the parts and the statistics of such a tokenizer."""
@@ -78,10 +67,6 @@ class WanTokenizerStage(Stage):
         return self._tokenizer.encode(video_BCTHW.to(self.device))
 
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
-        """Frames uint8 0..255 [T, H, W, 3] on the CPU of a normalised latent in a batch of one.
-
-        Each piece of the video leaves the device as soon as it is made.
-        """
         pieces_BCTHW = self._tokenizer.decode_pieces(
             latent_BCTHW.to(self.device), frames_per_piece=_ON_CPU if self.device.type == "cpu" else 1
         )

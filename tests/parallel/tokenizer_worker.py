@@ -11,7 +11,7 @@ from cosmos_nemo.catalog import TokenizerShape
 from cosmos_nemo.models.video_tokenizer.model import VideoTokenizer, build_autoencoder, to_uint8
 from cosmos_nemo.parallel.environment import ranks_from
 from cosmos_nemo.parallel.groups import open_store, start, stop
-from cosmos_nemo.parallel.neighbours import join_on_first
+from cosmos_nemo.parallel.neighbours import join_on_first, pieces_of
 from cosmos_nemo.plan import Plan
 from cosmos_nemo.tools.standin_tokenizer import random_weights
 
@@ -41,9 +41,12 @@ def main(folder: Path) -> None:
     shared = tokenizer()
     pieces = {length: shared.decode_share(latent_of(length), group=groups.replica) for length in LENGTHS}
     torch.save(pieces, folder / f"{ranks.rank}.pt")
-    nothing = torch.empty(0, 32, 48, 3, dtype=torch.uint8)
     for length, piece in pieces.items():
-        frames = join_on_first(nothing if piece is None else to_uint8(piece), groups.replica)
+        if piece is None:
+            continue
+        lengths = [8 * latents for latents in pieces_of(length, groups.replica, least=2) if latents]
+        lengths[0] -= 7
+        frames = join_on_first(to_uint8(piece), groups.replica, lengths=lengths)
         assert (frames is None) == (ranks.rank > 0)
         if frames is not None:
             torch.save(frames, folder / f"frames_{length}.pt")

@@ -234,8 +234,8 @@ def test_the_stages_are_listed_in_the_order_they_run() -> None:
 def test_only_rank_0_prepares_the_prompt_decodes_and_holds_the_video(monkeypatch: pytest.MonkeyPatch) -> None:
     from cosmos_nemo.parallel import rank_zero
 
-    # What another rank of two sees: the prompt of rank 0, then that all went well.
-    told = iter([("a cat, of rank 0", None), (None, None)])
+    # What another rank of two sees: the prompt of rank 0, then twice that all went well.
+    told = iter([("a cat, of rank 0", None), (None, None), (None, None)])
     monkeypatch.setattr(rank_zero, "_broadcast_object", lambda value, group: next(told))
     made = Made()
     ranks: Any = FakeGroup(2, 1)
