@@ -1,4 +1,4 @@
-"""What the stages of both continuous video tokenizers have in common: latents to frames, on one rank or several.
+"""What the stages of both continuous video tokenizers share: latents to frames, on one rank or several.
 
 T frames (of the latent where the name says latent), H W rows and columns.
 """

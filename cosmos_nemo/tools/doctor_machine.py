@@ -68,6 +68,7 @@ def look(cards: Sequence[ModelCard], *, checkpoint_dir: Path | None) -> Machine:
         ("driver", _driver),
         ("back ends", _backends),
         ("cuDNN", _cudnn),
+        ("attention", _flash),
         ("ffmpeg", _ffmpeg),
         ("cache", lambda: _free_disk(_cache_folder())),
     ]
@@ -169,6 +170,18 @@ def _backends() -> str:
 
     reason = te_missing()
     return "torch, te" if reason is None else f"torch; not te: {reason}"
+
+
+def _flash() -> str:
+    import torch
+
+    from cosmos_nemo.models.common.flash import flash_attention_3
+
+    if flash_attention_3() is not None:
+        return "FlashAttention 3"
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0):
+        return 'cuDNN; FlashAttention 3 is faster: pip install "cosmos-nemo[flash]"'
+    return "PyTorch's; FlashAttention 3 is for Hopper GPUs alone"
 
 
 def _cudnn() -> str:

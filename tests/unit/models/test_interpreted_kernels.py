@@ -17,9 +17,7 @@ pytestmark = pytest.mark.skipif(
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.mark.parametrize(
-    "check", ["heads", "modulation", "additions", "rounding", "norms", "tokens"]
-)
+@pytest.mark.parametrize("check", ["heads", "modulation", "additions", "rounding", "norms", "tokens"])
 def test_a_kernel_computes_what_the_operations_do(check: str) -> None:
     command = [sys.executable, "-W", "ignore", "-m", "tests.interpreted_kernels", check]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
