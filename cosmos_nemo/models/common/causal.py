@@ -24,9 +24,16 @@ def repeat_first(x_BCTHW: Tensor) -> Tensor:
 
 
 def nothing(x_BCTHW: Tensor) -> Tensor:
-    """Zeros, as Wan's tokenizer has it. The piece may have no frames."""
+    """Zeros, as Wan's tokenizer has it, in memory as the piece is. The piece may have no frames."""
     batch, channels, _, *size = x_BCTHW.shape
+    if channels_lie_together(x_BCTHW):
+        return x_BCTHW.new_zeros(batch, LOOKS_BACK, *size, channels).movedim(-1, 1)
     return x_BCTHW.new_zeros(batch, channels, LOOKS_BACK, *size)
+
+
+def channels_lie_together(x: Tensor) -> bool:
+    """Whether the channels [B, C, ...] of a pixel are neighbours in memory; also said of no frames."""
+    return x.stride(1) == 1
 
 
 class Carry:
@@ -48,30 +55,40 @@ class Carry:
 class RanksCarry(Carry):
     """Pieces of several ranks at the same time: the frames before come from the rank before.
 
-    Every piece but the first has as many frames as a convolution looks back, or more.
+    Every piece but the first has as many frames as a convolution looks back, or more. channels_last: how the
+    frames travel and arrive in memory, which is best as the pieces lie; the same on every rank.
     """
 
-    def __init__(self, start: Start, group: ProcessGroup, *, num_pieces: int) -> None:
+    def __init__(
+        self, start: Start, group: ProcessGroup, *, num_pieces: int, channels_last: bool = False
+    ) -> None:
         super().__init__(start)
-        self.group = group
+        self.group, self.channels_last = group, channels_last
         self.is_first, self.is_last = group.rank() == 0, group.rank() == num_pieces - 1
 
     def before(self, conv: nn.Module, x_BCTHW: Tensor) -> Tensor:
         if self.is_first:
             found = self.start(x_BCTHW)
             if not self.is_last:
-                hand_on(_last(found, x_BCTHW).contiguous(), self.group, is_first=True, is_last=False)
+                self._hand_on(_last(found, x_BCTHW))
             return found
         assert x_BCTHW.shape[2] >= LOOKS_BACK, "a piece shorter than what a convolution looks back"
-        last = x_BCTHW[:, :, -LOOKS_BACK:].contiguous()
-        arrived = hand_on(last, self.group, is_first=False, is_last=self.is_last)
+        arrived = self._hand_on(x_BCTHW[:, :, -LOOKS_BACK:])
         assert arrived is not None
         return arrived
 
+    def _hand_on(self, last_BCTHW: Tensor) -> Tensor | None:
+        """What the rank before has handed on. A tensor that travels is contiguous."""
+        last = (last_BCTHW.movedim(1, -1) if self.channels_last else last_BCTHW).contiguous()
+        arrived = hand_on(last, self.group, is_first=self.is_first, is_last=self.is_last)
+        return arrived.movedim(-1, 1) if arrived is not None and self.channels_last else arrived
+
 
 def _last(before_BCTHW: Tensor, x_BCTHW: Tensor) -> Tensor:
-    """The last frames of both together."""
+    """The last frames of both together, in memory as they are."""
     missing = LOOKS_BACK - x_BCTHW.shape[2]
     if missing <= 0:
         return x_BCTHW[:, :, -LOOKS_BACK:]
+    if missing == LOOKS_BACK:
+        return before_BCTHW
     return torch.cat([before_BCTHW[:, :, LOOKS_BACK - missing :], x_BCTHW], dim=2)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from cosmos_nemo.catalog import TokenizerShape
+from cosmos_nemo.models.common.causal import Carry, repeat_first
 from cosmos_nemo.models.video_tokenizer.model import build_autoencoder, to_uint8
-from cosmos_nemo.models.video_tokenizer.streaming import Carry, _after_middle, decode_pieces
+from cosmos_nemo.models.video_tokenizer.streaming import _after_middle, decode_pieces
 
 Build = Callable[..., nn.Module]
 EVERY_CLIP = [(frames, size) for frames in (1, 2, 3, 5) for size in (1, 2, 3, 5) if size <= frames]
@@ -109,7 +110,7 @@ def test_a_carry_is_two_frames_of_each_causal_convolution_and_keeps_no_piece_ali
     tiny: TokenizerShape, ours: Build
 ) -> None:
     decoder = ours(tiny).decoder
-    carry = Carry()
+    carry = Carry(repeat_first)
     hidden = torch.randn(1, 16, 4, 4, 6)
     _after_middle(decoder, hidden, carry)
     causal = (
