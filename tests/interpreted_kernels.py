@@ -106,9 +106,9 @@ def check_norms() -> None:
             found = norm_silu_kernels.group_norm_silu(x, norm.weight, norm.bias, 1e-6, silu)
             assert found.stride() == x.stride()
             assert_near(found, norm_silu.group_norm_silu(x, norm, silu=silu), 10 * limit)
-        found = norm_silu_kernels.rms_norm_silu(x, norm.weight)
-        assert found.stride() == x.stride()
-        assert_near(found, norm_silu.rms_norm_silu(x, norm.weight), 10 * limit)
+            found = norm_silu_kernels.rms_norm_silu(x, norm.weight, silu)
+            assert found.stride() == x.stride()
+            assert_near(found, norm_silu.rms_norm_silu(x, norm.weight, silu=silu), 10 * limit)
 
 
 def check_tokens() -> None:

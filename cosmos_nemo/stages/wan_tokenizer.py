@@ -21,8 +21,7 @@ from cosmos_nemo.stages.continuous_tokenizer import ContinuousTokenizer
 _RELEASED, _DIFFUSERS = ("tokenizer.pth", "Wan2.1_VAE.pth"), "diffusion_pytorch_model.safetensors"
 _CONFIG = "config.json"
 
-# Latent frames. PyTorch has a slow 3D convolution for few values, which one latent frame of a small tokenizer
-# has: with two, one of 16 channels decodes 128x128 pixels in a third of the time.
+# Latent frames. With two, each convolution joins fewer frames of the piece before to its own; a few percent.
 _ON_CPU = 2
 
 # Of the released tokenizer, whose file does not hold them (spec/predict2-video2world.md, 3).

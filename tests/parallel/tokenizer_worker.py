@@ -1,4 +1,4 @@
-"""One rank of the video tokenizer's equality test: its piece of clips of several lengths."""
+"""One rank of the video tokenizers' equality test: its piece of clips of several lengths."""
 
 import os
 import sys
@@ -6,17 +6,24 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from cosmos_nemo.catalog import TokenizerShape
+from cosmos_nemo.catalog import TokenizerShape, WanTokenizerShape
+from cosmos_nemo.models.common.causal import RanksCarry, nothing
 from cosmos_nemo.models.video_tokenizer.model import VideoTokenizer, build_autoencoder, to_uint8
+from cosmos_nemo.models.wan_tokenizer import model as wan_model
+from cosmos_nemo.models.wan_tokenizer.model import WanTokenizer
+from cosmos_nemo.models.wan_tokenizer.streaming import _decode_piece
 from cosmos_nemo.parallel.environment import ranks_from
 from cosmos_nemo.parallel.groups import open_store, start, stop
 from cosmos_nemo.parallel.neighbours import join_on_first, pieces_of
 from cosmos_nemo.plan import Plan
+from cosmos_nemo.tools import standin_wan_tokenizer
 from cosmos_nemo.tools.standin_tokenizer import random_weights
 
 LENGTHS = (1, 2, 3, 5, 6)
 SHAPE = TokenizerShape(channels=8, channel_multipliers=(1, 2, 2), statistics_frames=6)
+WAN_SHAPE = WanTokenizerShape(channels=8, channel_multipliers=(1, 2, 2, 2), num_res_blocks=1)
 
 
 def tokenizer() -> VideoTokenizer:
@@ -30,6 +37,35 @@ def tokenizer() -> VideoTokenizer:
     return VideoTokenizer(autoencoder, mean_CT=mean_CT, std_CT=1 + mean_CT.abs())
 
 
+def wan_tokenizer() -> WanTokenizer:
+    autoencoder = wan_model.build_autoencoder(
+        WAN_SHAPE, device="cpu", dtype=torch.float32, parts=("decoder",)
+    )
+    weights = standin_wan_tokenizer.random_weights(WAN_SHAPE, seed=0, parts=("decoder",))
+    with torch.no_grad():
+        for name, parameter in autoencoder.named_parameters():
+            parameter.copy_(weights[name])
+    mean_C = torch.randn(WAN_SHAPE.latent_channels, generator=torch.Generator().manual_seed(9))
+    return WanTokenizer(autoencoder, mean_C=mean_C, std_C=1 + mean_C.abs())
+
+
+TOKENIZERS = {"predict1": (tokenizer, 8), "wan": (wan_tokenizer, 4)}
+"""And the frames of a latent frame."""
+
+
+def wan_channels_last(tokenizer: WanTokenizer, latent_BCTHW: Tensor, group: ProcessGroup) -> Tensor:
+    """This rank's piece by way of tensors that lie in memory as they do on a GPU."""
+    lengths = pieces_of(latent_BCTHW.shape[2], group, least=2)
+    assert all(lengths)
+    raw_BCTHW = tokenizer._for_decoder(latent_BCTHW)
+    hidden = tokenizer.autoencoder.post_quant_conv(raw_BCTHW).split(lengths, dim=2)[group.rank()]
+    carry = RanksCarry(nothing, group, num_pieces=len(lengths))
+    with torch.no_grad():
+        return _decode_piece(
+            tokenizer.autoencoder.decoder, hidden.contiguous(memory_format=torch.channels_last_3d), carry
+        )
+
+
 def latent_of(length: int) -> Tensor:
     generator = torch.Generator().manual_seed(length)
     return torch.randn(1, SHAPE.latent_channels, length, 4, 6, generator=generator)
@@ -38,18 +74,21 @@ def latent_of(length: int) -> Tensor:
 def main(folder: Path) -> None:
     ranks = ranks_from(os.environ)
     groups = start(ranks, plan=Plan(cp=ranks.num_ranks), store=open_store(ranks), device=torch.device("cpu"))
-    shared = tokenizer()
-    pieces = {length: shared.decode_share(latent_of(length), group=groups.replica) for length in LENGTHS}
-    torch.save(pieces, folder / f"{ranks.rank}.pt")
-    for length, piece in pieces.items():
-        if piece is None:
-            continue
-        lengths = [8 * latents for latents in pieces_of(length, groups.replica, least=2) if latents]
-        lengths[0] -= 7
-        frames = join_on_first(to_uint8(piece), groups.replica, lengths=lengths)
-        assert (frames is None) == (ranks.rank > 0)
-        if frames is not None:
-            torch.save(frames, folder / f"frames_{length}.pt")
+    for name, (build, many) in TOKENIZERS.items():
+        shared = build()
+        pieces = {length: shared.decode_share(latent_of(length), group=groups.replica) for length in LENGTHS}
+        torch.save(pieces, folder / f"{name}_{ranks.rank}.pt")
+        for length, piece in pieces.items():
+            if piece is None:
+                continue
+            lengths = [many * latents for latents in pieces_of(length, groups.replica, least=2) if latents]
+            lengths[0] -= many - 1
+            frames = join_on_first(to_uint8(piece), groups.replica, lengths=lengths)
+            assert (frames is None) == (ranks.rank > 0)
+            if frames is not None:
+                torch.save(frames, folder / f"{name}_frames_{length}.pt")
+    piece = wan_channels_last(wan_tokenizer(), latent_of(LENGTHS[-1]), groups.replica)
+    torch.save(piece, folder / f"channels_last_{ranks.rank}.pt")
     stop()
 
 

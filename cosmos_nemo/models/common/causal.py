@@ -5,10 +5,10 @@ Legend: B batch, C channels, T frames, H W rows and columns.
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from cosmos_nemo.models.common.volumes import joined
 from cosmos_nemo.parallel.neighbours import hand_on
 
 LOOKS_BACK = 2
@@ -26,7 +26,7 @@ def repeat_first(x_BCTHW: Tensor) -> Tensor:
 def nothing(x_BCTHW: Tensor) -> Tensor:
     """Zeros, as Wan's tokenizer has it. The piece may have no frames."""
     batch, channels, _, *size = x_BCTHW.shape
-    return x_BCTHW.new_zeros(batch, channels, LOOKS_BACK, *size)
+    return x_BCTHW.new_zeros(1, 1, LOOKS_BACK, 1, 1).expand(batch, channels, -1, *size)
 
 
 class Carry:
@@ -41,7 +41,8 @@ class Carry:
     def before(self, conv: nn.Module, x_BCTHW: Tensor) -> Tensor:
         """[B, C, 2, H, W], and keeps those before the next piece."""
         found = self.start(x_BCTHW) if self.is_first else self.frames[conv]
-        self.frames[conv] = _last(found, x_BCTHW).clone()
+        last = _last(found, x_BCTHW)
+        self.frames[conv] = last.clone() if last.untyped_storage().nbytes() > last.nbytes else last
         return found
 
 
@@ -60,13 +61,18 @@ class RanksCarry(Carry):
         if self.is_first:
             found = self.start(x_BCTHW)
             if not self.is_last:
-                hand_on(_last(found, x_BCTHW).contiguous(), self.group, is_first=True, is_last=False)
+                self._hand_on(_last(found, x_BCTHW))
             return found
         assert x_BCTHW.shape[2] >= LOOKS_BACK, "a piece shorter than what a convolution looks back"
-        last = x_BCTHW[:, :, -LOOKS_BACK:].contiguous()
-        arrived = hand_on(last, self.group, is_first=False, is_last=self.is_last)
+        arrived = self._hand_on(x_BCTHW[:, :, -LOOKS_BACK:])
         assert arrived is not None
         return arrived
+
+    def _hand_on(self, last_BCTHW: Tensor) -> Tensor | None:
+        """What the rank before has handed on. Frames travel with their channels last, as GPUs have them."""
+        last_BTHWC = last_BCTHW.movedim(1, -1).contiguous()
+        arrived = hand_on(last_BTHWC, self.group, is_first=self.is_first, is_last=self.is_last)
+        return None if arrived is None else arrived.movedim(-1, 1)
 
 
 def _last(before_BCTHW: Tensor, x_BCTHW: Tensor) -> Tensor:
@@ -74,4 +80,4 @@ def _last(before_BCTHW: Tensor, x_BCTHW: Tensor) -> Tensor:
     missing = LOOKS_BACK - x_BCTHW.shape[2]
     if missing <= 0:
         return x_BCTHW[:, :, -LOOKS_BACK:]
-    return torch.cat([before_BCTHW[:, :, LOOKS_BACK - missing :], x_BCTHW], dim=2)
+    return joined(before_BCTHW[:, :, LOOKS_BACK - missing :], x_BCTHW)

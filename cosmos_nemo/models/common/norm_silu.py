@@ -27,15 +27,16 @@ def group_norm_silu(x_BCTHW: Tensor, norm: nn.GroupNorm, *, silu: bool = True) -
     return F.silu(normed, inplace=True) if silu else normed
 
 
-def rms_norm_silu(x_BCTHW: Tensor, gamma_C: Tensor) -> Tensor:
-    """Every pixel's channels divided by their root mean square, times gamma; then SiLU."""
+def rms_norm_silu(x_BCTHW: Tensor, gamma_C: Tensor, *, silu: bool = True) -> Tensor:
+    """Every pixel's channels divided by their root mean square, times gamma; without `silu` that alone."""
     if _has_kernels(x_BCTHW):
         from cosmos_nemo.models.common import norm_silu_kernels
 
-        return norm_silu_kernels.rms_norm_silu(x_BCTHW, gamma_C)
+        return norm_silu_kernels.rms_norm_silu(x_BCTHW, gamma_C, silu)
     channels = x_BCTHW.shape[1]
-    normed = F.normalize(x_BCTHW.float(), dim=1).to(x_BCTHW.dtype)
-    return F.silu(normed * channels**0.5 * gamma_C.view(channels, 1, 1, 1), inplace=True)
+    wide = x_BCTHW.float() if x_BCTHW.dtype == torch.bfloat16 else x_BCTHW
+    normed = F.normalize(wide, dim=1).to(x_BCTHW.dtype) * channels**0.5 * gamma_C.view(channels, 1, 1, 1)
+    return F.silu(normed, inplace=True) if silu else normed
 
 
 def _has_kernels(x_BCTHW: Tensor) -> bool:

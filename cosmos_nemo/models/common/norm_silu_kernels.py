@@ -35,7 +35,7 @@ def group_norm_silu(x_BCTHW: Tensor, weight_C: Tensor, bias_C: Tensor, eps: floa
     return out
 
 
-def rms_norm_silu(x_BCTHW: Tensor, gamma_C: Tensor) -> Tensor:
+def rms_norm_silu(x_BCTHW: Tensor, gamma_C: Tensor, silu: bool) -> Tensor:
     channels, out = x_BCTHW.shape[1], torch.empty_like(x_BCTHW)
     pixels = x_BCTHW.numel() // channels
     _rms_norm_silu[(triton.cdiv(pixels, _PIXELS),)](
@@ -43,6 +43,7 @@ def rms_norm_silu(x_BCTHW: Tensor, gamma_C: Tensor) -> Tensor:
         CHANNELS=channels,
         BLOCK=triton.next_power_of_2(channels),
         PIXELS=_PIXELS,
+        SILU=silu,
         num_warps=4,
     )
     return out
@@ -79,8 +80,9 @@ def _normalize(
 
 @triton.jit
 def _rms_norm_silu(
-    x, gamma, out, num_pixels, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, PIXELS: tl.constexpr
-):
+    x, gamma, out, num_pixels,
+    CHANNELS: tl.constexpr, BLOCK: tl.constexpr, PIXELS: tl.constexpr, SILU: tl.constexpr,
+):  # fmt: skip
     pixels = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
     channels = tl.arange(0, BLOCK)
     inside = (pixels < num_pixels)[:, None] & (channels < CHANNELS)[None, :]
@@ -90,4 +92,6 @@ def _rms_norm_silu(
     factor = tl.sqrt(CHANNELS * 1.0) / length
     scale = tl.load(gamma + channels, mask=channels < CHANNELS, other=0.0).to(tl.float32)
     value = value * factor[:, None] * scale[None, :]
-    tl.store(out + places, (value * tl.sigmoid(value)).to(out.dtype.element_ty), mask=inside)
+    if SILU:
+        value = value * tl.sigmoid(value)
+    tl.store(out + places, value.to(out.dtype.element_ty), mask=inside)

@@ -4,6 +4,7 @@ cuDNN's convolutions are made for channels that lie together ("channels last"), 
 """
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 
@@ -43,3 +44,11 @@ def repeated(x_BCTHW: Tensor, *, frames: int = 1, sides: int = 1) -> Tensor:
     for step in range(3):
         x = x.flatten(axis + step, axis + step + 1)
     return x.permute(0, 4, 1, 2, 3) if last else x
+
+
+def interleaved(x_BCTHW: Tensor) -> Tensor:
+    """[B, 2C, T, H, W] -> [B, C, 2T, H, W]: the channels of each frame are those of two; in memory as x."""
+    if not has_channels_last(x_BCTHW):
+        return rearrange(x_BCTHW, "b (two c) t h w -> b c (t two) h w", two=2).contiguous()
+    pairs = x_BCTHW.permute(0, 2, 3, 4, 1).unflatten(4, (2, -1))
+    return pairs.movedim(4, 2).flatten(1, 2).contiguous().permute(0, 4, 1, 2, 3)

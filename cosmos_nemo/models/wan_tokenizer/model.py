@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from cosmos_nemo.catalog import WanTokenizerShape
+from cosmos_nemo.models.wan_tokenizer.streaming import decode_pieces, decode_share
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -117,26 +119,31 @@ class WanTokenizer(nn.Module):
         return torch.cat(list(self.decode_pieces(latent_BCTHW, frames_per_piece=frames_per_piece)), dim=2)
 
     def decode_pieces(self, latent_BCTHW: Tensor, *, frames_per_piece: int = 1) -> Iterator[Tensor]:
-        """`decode` piece by piece: one frame, then the 4 each of `frames_per_piece` latent frames."""
-        if self.autoencoder.decoder is None:
-            raise ValueError("this tokenizer was built without its decoder: build it with parts=('decoder',)")
+        """`decode` piece by piece over time; of its 4 frames per latent frame the first piece lacks 3."""
         if frames_per_piece < 1:
             raise ValueError(f"frames_per_piece is {frames_per_piece}: a piece has at least one latent frame")
+        raw_BCTHW = self._for_decoder(latent_BCTHW)
+        return decode_pieces(self.autoencoder, raw_BCTHW, frames_per_piece=frames_per_piece)
+
+    def decode_share(self, latent_BCTHW: Tensor, *, group: ProcessGroup) -> Tensor | None:
+        """This rank's piece of `decode`, whose ranks follow each other; None where nothing is left for it.
+
+        Every rank calls it with the same latent, which has two latent frames or more for each rank that takes
+        part.
+        """
+        return decode_share(self.autoencoder, self._for_decoder(latent_BCTHW), group=group)
+
+    def _for_decoder(self, latent_BCTHW: Tensor) -> Tensor:
+        """Not normalised any more, in the network's number format."""
+        if self.autoencoder.decoder is None:
+            raise ValueError("this tokenizer was built without its decoder: build it with parts=('decoder',)")
         channels = self.mean_C.numel()
         if latent_BCTHW.ndim != 5 or latent_BCTHW.shape[1] != channels or not latent_BCTHW.shape[2]:
             raise ValueError(
                 f"a latent of shape {tuple(latent_BCTHW.shape)} is no [B, {channels}, T, H, W]: "
                 "it belongs to another tokenizer"
             )
-        raw_BCTHW = latent_BCTHW.float() * _over_latent(self.std_C) + _over_latent(self.mean_C)
-        return self._decode_pieces(raw_BCTHW.to(self.dtype), frames_per_piece)
-
-    @torch.no_grad()
-    def _decode_pieces(self, raw_BCTHW: Tensor, frames_per_piece: int) -> Iterator[Tensor]:
-        decoder = self.autoencoder.decoder
-        hidden, carry = self.autoencoder.post_quant_conv(raw_BCTHW), _no_carry(decoder)
-        for start, end in _pieces(hidden.shape[2], frames_per_piece):
-            yield decoder(hidden[:, :, start:end], feat_cache=carry, feat_idx=[0])
+        return (latent_BCTHW.float() * _over_latent(self.std_C) + _over_latent(self.mean_C)).to(self.dtype)
 
     def _check_video(self, video_BCTHW: Tensor) -> None:
         config = self.autoencoder.config

@@ -1,8 +1,15 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from cosmos_nemo.models.common.volumes import for_convolutions, has_channels_last, joined, repeated
+from cosmos_nemo.models.common.volumes import (
+    for_convolutions,
+    has_channels_last,
+    interleaved,
+    joined,
+    repeated,
+)
 
 FORMS = (torch.contiguous_format, torch.channels_last_3d)
 
@@ -43,3 +50,20 @@ def test_nothing_can_be_joined_and_repeated() -> None:
 def test_a_cpu_keeps_pixels_together() -> None:
     x = clip(torch.contiguous_format)
     assert for_convolutions(x) is x and not has_channels_last(x)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("frames", [1, 3])
+def test_the_halves_of_a_frames_channels_become_two_frames(form: torch.memory_format, frames: int) -> None:
+    x = clip(form, frames=frames)
+    found = interleaved(x)
+    assert torch.equal(found[:, :, 0::2], x[:, :2]) and torch.equal(found[:, :, 1::2], x[:, 2:])
+    assert found.is_contiguous(memory_format=form)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pixels_are_repeated_as_by_nearest_upsampling(dtype: torch.dtype) -> None:
+    x = torch.randn(1, 5, 2, 3, 7).to(dtype)
+    frames = x[0].transpose(0, 1)
+    exact = F.interpolate(frames.float(), scale_factor=2.0, mode="nearest-exact").to(dtype)
+    assert torch.equal(repeated(x, sides=2)[0].transpose(0, 1), exact)
