@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cosmos_nemo.models.common.fused import has_triton
-from cosmos_nemo.models.common.volumes import has_channels_last
+from cosmos_nemo.models.common.volumes import has_channels_last, in_memory_as
 
 
 def group_norm_silu(x_BCTHW: Tensor, norm: nn.GroupNorm, *, silu: bool = True) -> Tensor:
@@ -23,7 +23,7 @@ def group_norm_silu(x_BCTHW: Tensor, norm: nn.GroupNorm, *, silu: bool = True) -
 
         return norm_silu_kernels.group_norm_silu(x_BCTHW, norm.weight, norm.bias, norm.eps, silu)
     frames = norm(x_BCTHW.transpose(1, 2).flatten(0, 1))
-    normed = frames.unflatten(0, (x_BCTHW.shape[0], -1)).transpose(1, 2)
+    normed = in_memory_as(x_BCTHW, frames.unflatten(0, (x_BCTHW.shape[0], -1)).transpose(1, 2))
     return F.silu(normed, inplace=True) if silu else normed
 
 

@@ -5,12 +5,11 @@ Each is that of the diffusers module it is given, without its copies. A clip in 
 
 from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cosmos_nemo.models.common.causal import Carry
 from cosmos_nemo.models.common.norm_silu import group_norm_silu
-from cosmos_nemo.models.common.volumes import joined
+from cosmos_nemo.models.common.volumes import convolved, joined
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_cosmos import (
@@ -35,10 +34,9 @@ def over_space(conv: "CosmosCausalConv3d | nn.Identity", x: Tensor) -> Tensor:
     if isinstance(conv, nn.Identity):
         return x
     assert conv.temporal_pad == 0, "a convolution over time"
-    side = conv.spatial_pad[0]
-    return F.conv3d(x, conv.weight, conv.bias, padding=(0, side, side))
+    return convolved(conv, x)
 
 
 def over_time(conv: "CosmosCausalConv3d", x: Tensor, carry: Carry) -> Tensor:
     """A convolution over time that sees the frames before the piece."""
-    return F.conv3d(joined(carry.before(conv, x), x), conv.weight, conv.bias)
+    return convolved(conv, joined(carry.before(conv, x), x))

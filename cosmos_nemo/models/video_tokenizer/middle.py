@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cosmos_nemo.models.common.causal import Carry, repeat_first
 from cosmos_nemo.models.common.norm_silu import group_norm_silu
+from cosmos_nemo.models.common.volumes import in_memory_as
 from cosmos_nemo.models.video_tokenizer.blocks import over_space, resnet_block
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def _attend(attention: "CosmosCausalAttention", x: Tensor, tokens: str, mask: Te
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).squeeze(1)
     sizes = {"b": batch, "t": frames, "h": height, "w": width}
     out = rearrange(out, f"{tokens} -> b c t h w", **sizes)
-    return over_space(attention.to_out[0], out).add_(x)
+    return over_space(attention.to_out[0], in_memory_as(x, out)).add_(x)
 
 
 def _few_frames(num_frames: int) -> list[int]:

@@ -13,12 +13,19 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from cosmos_nemo.models.common.causal import LOOKS_BACK, Carry, RanksCarry, nothing
 from cosmos_nemo.models.common.norm_silu import rms_norm_silu
-from cosmos_nemo.models.common.volumes import for_convolutions, interleaved, joined, repeated
+from cosmos_nemo.models.common.volumes import (
+    convolved,
+    for_convolutions,
+    in_memory_as,
+    interleaved,
+    joined,
+    repeated,
+)
 from cosmos_nemo.parallel.neighbours import pieces_of
 
 if TYPE_CHECKING:
@@ -67,7 +74,7 @@ def decode_share(autoencoder: "AutoencoderKLWan", raw_BCTHW: Tensor, *, group: P
 def _hidden(autoencoder: "AutoencoderKLWan", raw_BCTHW: Tensor) -> Tensor:
     config = autoencoder.config
     assert not config.is_residual and config.patch_size is None, "a tokenizer of Wan2.2, not of Wan2.1"
-    return for_convolutions(_conv(autoencoder.post_quant_conv, raw_BCTHW))
+    return for_convolutions(convolved(autoencoder.post_quant_conv, raw_BCTHW))
 
 
 def _decode_piece(decoder: "WanDecoder3d", x: Tensor, carry: Carry) -> Tensor:
@@ -91,7 +98,7 @@ def _resnet(block: "WanResidualBlock", x: Tensor, carry: Carry) -> Tensor:
     hidden = _causal_conv(block.conv1, _norm_silu(block.norm1, x), carry)
     hidden = _causal_conv(block.conv2, _norm_silu(block.norm2, hidden), carry)
     widens = block.in_dim != block.out_dim
-    return hidden.add_(_conv(block.conv_shortcut, x) if widens else x)
+    return hidden.add_(convolved(block.conv_shortcut, x) if widens else x)
 
 
 def _norm_silu(norm: "WanRMS_norm", x: Tensor) -> Tensor:
@@ -102,11 +109,11 @@ def _attention(block: "WanAttentionBlock", x: Tensor) -> Tensor:
     """Attention of one head within each frame, and x."""
     _, _, frames, height, width = x.shape
     normed = rms_norm_silu(x, block.norm.gamma.flatten(), silu=False)
-    qkv = rearrange(_conv(block.to_qkv, normed), "b c t h w -> (b t) 1 (h w) c")
+    qkv = rearrange(convolved(block.to_qkv, normed), "b c t h w -> (b t) 1 (h w) c")
     q, k, v = qkv.chunk(3, dim=-1)
     mixed = F.scaled_dot_product_attention(q, k, v)
     mixed = rearrange(mixed, "(b t) 1 (h w) c -> b c t h w", t=frames, h=height, w=width)
-    return _conv(block.proj, for_convolutions(mixed)).add_(x)
+    return convolved(block.proj, in_memory_as(x, mixed)).add_(x)
 
 
 def _upsample(block: "WanResample", x: Tensor, carry: Carry) -> Tensor:
@@ -117,7 +124,7 @@ def _upsample(block: "WanResample", x: Tensor, carry: Carry) -> Tensor:
     if block.mode == "upsample3d":
         x = _double_frames(block.time_conv, x, carry)
     _, conv = block.resample
-    return _conv(conv, repeated(x, sides=2))
+    return convolved(conv, repeated(x, sides=2))
 
 
 def _double_frames(conv: "WanCausalConv3d", x: Tensor, carry: Carry) -> Tensor:
@@ -133,16 +140,4 @@ def _double_frames(conv: "WanCausalConv3d", x: Tensor, carry: Carry) -> Tensor:
 
 def _causal_conv(conv: "WanCausalConv3d", x: Tensor, carry: Carry) -> Tensor:
     """A convolution over time that sees the frames before the piece; (3, 3, 3) or (3, 1, 1)."""
-    return _conv(conv, joined(carry.before(conv, x), x))
-
-
-def _conv(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
-    """Padded in space alone, and of every frame by itself if it is two-dimensional.
-
-    On a CPU in float32 it is oneDNN's: PyTorch takes another for few values, which is much slower.
-    """
-    weight = conv.weight.unsqueeze(2) if isinstance(conv, nn.Conv2d) else conv.weight
-    padding = (0, weight.shape[3] // 2, weight.shape[4] // 2)
-    if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        return torch.mkldnn_convolution(x, weight, conv.bias, padding, (1, 1, 1), (1, 1, 1), 1)
-    return F.conv3d(x, weight, conv.bias, padding=padding)
+    return convolved(conv, joined(carry.before(conv, x), x))

@@ -6,6 +6,7 @@ from torch import Tensor
 from cosmos_nemo.models.common.volumes import (
     for_convolutions,
     has_channels_last,
+    in_memory_as,
     interleaved,
     joined,
     repeated,
@@ -20,8 +21,11 @@ def clip(form: torch.memory_format, *, batch: int = 2, frames: int = 3) -> Tenso
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("times", [{"frames": 2}, {"sides": 2}, {"frames": 3, "sides": 2}, {}])
-def test_frames_and_pixels_are_repeated_in_place(form: torch.memory_format, times: dict[str, int]) -> None:
-    x = clip(form)
+@pytest.mark.parametrize("length", [1, 3])
+def test_frames_and_pixels_are_repeated_in_place(
+    form: torch.memory_format, times: dict[str, int], length: int
+) -> None:
+    x = clip(form, frames=length)
     frames, sides = times.get("frames", 1), times.get("sides", 1)
     exact = x.repeat_interleave(frames, 2).repeat_interleave(sides, 3).repeat_interleave(sides, 4)
     found = repeated(x, **times)
@@ -67,3 +71,12 @@ def test_pixels_are_repeated_as_by_nearest_upsampling(dtype: torch.dtype) -> Non
     frames = x[0].transpose(0, 1)
     exact = F.interpolate(frames.float(), scale_factor=2.0, mode="nearest-exact").to(dtype)
     assert torch.equal(repeated(x, sides=2)[0].transpose(0, 1), exact)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_clip_is_laid_out_as_another_to_convolutions_too(form: torch.memory_format) -> None:
+    model = clip(form, batch=1)
+    odd = torch.randn(30, 3, 4).unflatten(0, (1, 5, 6)).permute(0, 4, 3, 1, 2)
+    for x in (odd, odd.contiguous(memory_format=torch.channels_last_3d), odd.contiguous()):
+        found = in_memory_as(model, x)
+        assert torch.equal(found, odd) and found.stride() == model.stride()

@@ -1,12 +1,15 @@
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cosmos_nemo.catalog import TokenizerShape
 from cosmos_nemo.models.common.causal import Carry, repeat_first
+from cosmos_nemo.models.video_tokenizer import streaming
 from cosmos_nemo.models.video_tokenizer.model import to_uint8
 from cosmos_nemo.models.video_tokenizer.streaming import _after_middle, decode_pieces
 
@@ -134,3 +137,32 @@ def test_decoding_leaves_the_latent_and_the_weights_as_they_were(tiny: Tokenizer
     joined(autoencoder, latent, 2)
     assert torch.equal(latent, kept)
     assert all(torch.equal(tensor, before[name]) for name, tensor in autoencoder.state_dict().items())
+
+
+@pytest.mark.parametrize(("frames", "size"), [(1, 1), (3, 1), (4, 3)])
+def test_channels_that_lie_together_stay_so_and_give_the_same_frames(
+    frames: int, size: int, tiny: TokenizerShape, ours: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: what convolutions and norms get, from the latent to what is unpatched."""
+    autoencoder, latent = ours(tiny), latent_of(frames)
+    plain = joined(autoencoder, latent, size)
+    monkeypatch.setattr(
+        streaming, "for_convolutions", lambda x: x.contiguous(memory_format=torch.channels_last_3d)
+    )
+    with WatchMemory() as watch:
+        found = joined(autoencoder, latent, size)
+    assert (found - plain).abs().max() <= 1e-5 * plain.std()
+    assert len(watch.convolutions) > 20 and all(watch.convolutions[1:])  # the first makes what is laid out
+
+
+class WatchMemory(TorchDispatchMode):
+    """Whether what convolutions get is channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions: list[bool] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "conv" in func.overloadpacket.__name__:
+            self.convolutions.append(args[0].is_contiguous(memory_format=torch.channels_last_3d))
+        return func(*args, **(kwargs or {}))
