@@ -30,11 +30,11 @@ from torch.distributed import ProcessGroup
 from benchmarks.dit_forward import peak_bytes, start_counting, synchronize
 from cosmos_nemo.catalog import TokenizerShape, WanTokenizerShape
 from cosmos_nemo.models.video_tokenizer import model as cosmos
-from cosmos_nemo.models.video_tokenizer.model import to_uint8
 from cosmos_nemo.models.wan_tokenizer import model as wan
 from cosmos_nemo.parallel.environment import ranks_from
 from cosmos_nemo.parallel.groups import Groups, open_store, start, stop
 from cosmos_nemo.plan import Plan
+from cosmos_nemo.stages.continuous_tokenizer import frames_of
 from cosmos_nemo.stages.tokenizer_choice import AnyTokenizer, tokenizer_for
 from cosmos_nemo.tools.standin_tokenizer import random_weights as random_cosmos_weights
 from cosmos_nemo.tools.standin_wan_tokenizer import random_weights as random_wan_weights
@@ -94,11 +94,11 @@ def measure_all(arguments: argparse.Namespace, groups: Groups, device: torch.dev
         ways[f"pieces of {size}"] = partial(
             stage._tokenizer.decode_pieces, latent_BCTHW, frames_per_piece=size
         )
-    exact_THWC = frames_of(stage_of(arguments, torch.float32, device)._tokenizer.decode_pieces(latent_BCTHW))
+    exact_THWC = stage_of(arguments, torch.float32, device).decode(latent_BCTHW)
     rows, found = [], {}
     for name, way in ways.items():
         try:
-            found[name], row = measure(way, repeats=arguments.repeats, device=device)
+            found[name], row = measure(way, arguments, device)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             row = {"out_of_memory": True}
@@ -113,7 +113,7 @@ def measure_all(arguments: argparse.Namespace, groups: Groups, device: torch.dev
             if UNSPLIT in found:
                 row |= {"psnr_to_unsplit": psnr(found[row["way"]], found[UNSPLIT])}
     if arguments.profile:
-        profile(ways[rows[len(ways) - 1]["way"]])
+        profile(ways[rows[len(ways) - 1]["way"]], arguments.frames)
     return rows
 
 
@@ -175,24 +175,19 @@ def measure_together(
     return {"seconds": statistics.median(seconds[1:]), "peak_gib": peak, "frames": frames_THWC}
 
 
-def measure(way: Way, *, repeats: int, device: torch.device) -> tuple[Tensor, Row]:
+def measure(way: Way, arguments: argparse.Namespace, device: torch.device) -> tuple[Tensor, Row]:
     """The frames on the CPU, the seconds and the peak GiB."""
-    frames_of(way())
+    frames_of(way(), arguments.frames)
     if device.type == "cuda":
         torch.cuda.empty_cache()
     start_counting(device)
     seconds = []
-    for _ in range(repeats):
+    for _ in range(arguments.repeats):
         started = time.perf_counter()
-        frames_THWC = frames_of(way())
+        frames_THWC = frames_of(way(), arguments.frames)
         seconds.append(time.perf_counter() - started)
     peak = peak_bytes(device) / GIB
     return frames_THWC, {"seconds": statistics.median(seconds), "peak_gib": peak}
-
-
-def frames_of(pieces: Iterator[Tensor]) -> Tensor:
-    """The pieces as uint8 frames on the CPU, as the stages make them."""
-    return torch.cat([to_uint8(piece_BCTHW).cpu() for piece_BCTHW in pieces])
 
 
 def psnr(frames_THWC: Tensor, exact_THWC: Tensor) -> float:
@@ -204,11 +199,11 @@ def psnr(frames_THWC: Tensor, exact_THWC: Tensor) -> float:
     return 10 * math.log10(255**2 * len(exact_THWC) / error) if error else math.inf
 
 
-def profile(way: Way) -> None:
+def profile(way: Way, count: int) -> None:
     from torch.profiler import ProfilerActivity
 
     with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as found:
-        frames_of(way())
+        frames_of(way(), count)
     print(found.key_averages().table(sort_by="cuda_time_total", row_limit=20, max_name_column_width=70))
 
 

@@ -3,7 +3,7 @@
 T frames (of the latent where the name says latent), H W rows and columns.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import ClassVar, Protocol, cast
 
@@ -27,7 +27,7 @@ class Decodes(Protocol):
 class ContinuousTokenizer(Stage):
     """A video tokenizer and the statistics of its latents, read from one folder.
 
-    A subclass gives `most_together` and `build`, and how a clip is decoded on one rank.
+    A subclass gives `most_together`, `build` and `pieces`.
     """
 
     name: ClassVar[str] = "tokenizer"
@@ -51,12 +51,17 @@ class ContinuousTokenizer(Stage):
         self._sizes = shape
         self.dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
 
+    def pieces(self, latent_BCTHW: Tensor) -> Iterator[Tensor]:
+        """The decoded video [1, 3, T, H, W] about -1..1, a piece of time after the other."""
+        raise NotImplementedError(f"{type(self).__name__}.pieces")
+
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
         """Frames uint8 0..255 [T, H, W, 3] on the CPU of a normalised latent in a batch of one.
 
         Each piece of the video leaves the device as soon as it is made.
         """
-        raise NotImplementedError(f"{type(self).__name__}.decode")
+        count = 1 + self._sizes.temporal_compression * (latent_BCTHW.shape[2] - 1)
+        return frames_of(self.pieces(latent_BCTHW.to(self.device)), count)
 
     def ranks_for(self, latent_frames: int, group: ProcessGroup) -> int:
         """How many of the group's first ranks decode such a latent together; 1 where it is not worth it."""
@@ -78,3 +83,16 @@ class ContinuousTokenizer(Stage):
         frames = [many * length - (many - 1 if rank == 0 else 0) for rank, length in enumerate(lengths)]
         frames_THWC = join_on_first(to_uint8(mine_BCTHW), group, lengths=frames)
         return None if frames_THWC is None else frames_THWC.cpu()
+
+
+def frames_of(pieces: Iterator[Tensor], count: int) -> Tensor:
+    """`count` frames uint8 [T, H, W, 3] on the CPU, written where they are to stay."""
+    frames_THWC, end = torch.empty(0), 0
+    for piece_BCTHW in pieces:
+        levels_THWC = to_uint8(piece_BCTHW)
+        if end == 0:
+            frames_THWC = torch.empty(count, *levels_THWC.shape[1:], dtype=torch.uint8)
+        start, end = end, end + len(levels_THWC)
+        frames_THWC[start:end] = levels_THWC
+    assert end == count, f"{end} frames in place of {count}"
+    return frames_THWC

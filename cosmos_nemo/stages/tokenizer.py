@@ -1,8 +1,8 @@
 """The video tokenizer as a stage: latents to frames and back."""
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from cosmos_nemo.catalog import TokenizerShape
@@ -12,7 +12,6 @@ from cosmos_nemo.models.video_tokenizer.model import (
     MODULES,
     VideoTokenizer,
     build_autoencoder,
-    to_uint8,
 )
 from cosmos_nemo.stages.continuous_tokenizer import ContinuousTokenizer
 from cosmos_nemo.stages.tokenizer_folder import open_part, read_statistics
@@ -47,9 +46,8 @@ class Tokenizer(ContinuousTokenizer):
         """The normalised latent, float32 on the device, of a video -1..1; see VideoTokenizer.encode."""
         return self._tokenizer.encode(video_BCTHW.to(self.device), as_image=as_image)
 
-    def decode(self, latent_BCTHW: Tensor) -> Tensor:
-        pieces_BCTHW = self._tokenizer.decode_pieces(latent_BCTHW.to(self.device))
-        return torch.cat([to_uint8(piece_BCTHW).cpu() for piece_BCTHW in pieces_BCTHW])
+    def pieces(self, latent_BCTHW: Tensor) -> Iterator[Tensor]:
+        return self._tokenizer.decode_pieces(latent_BCTHW)
 
     @property
     def _tokenizer(self) -> VideoTokenizer:

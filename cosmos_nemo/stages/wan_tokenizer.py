@@ -1,6 +1,6 @@
 """Wan2.1's video tokenizer as a stage: latents to frames and back."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +13,6 @@ from cosmos_nemo.checkpoint.load import load_into
 from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError, open_checkpoint
 from cosmos_nemo.checkpoint.rules import Rule, Same
 from cosmos_nemo.checkpoint.wan_tokenizer_names import match_names, tensor_shapes
-from cosmos_nemo.models.video_tokenizer.model import to_uint8
 from cosmos_nemo.models.wan_tokenizer.model import PARTS, WanTokenizer, build_autoencoder
 from cosmos_nemo.stages.continuous_tokenizer import ContinuousTokenizer
 
@@ -65,11 +64,9 @@ class WanTokenizerStage(ContinuousTokenizer):
         """
         return self._tokenizer.encode(video_BCTHW.to(self.device))
 
-    def decode(self, latent_BCTHW: Tensor) -> Tensor:
-        pieces_BCTHW = self._tokenizer.decode_pieces(
-            latent_BCTHW.to(self.device), frames_per_piece=_ON_CPU if self.device.type == "cpu" else 1
-        )
-        return torch.cat([to_uint8(piece_BCTHW).cpu() for piece_BCTHW in pieces_BCTHW])
+    def pieces(self, latent_BCTHW: Tensor) -> Iterator[Tensor]:
+        frames = _ON_CPU if self.device.type == "cpu" else 1
+        return self._tokenizer.decode_pieces(latent_BCTHW, frames_per_piece=frames)
 
     @property
     def _tokenizer(self) -> WanTokenizer:

@@ -108,7 +108,7 @@ def test_each_piece_of_the_video_becomes_levels_before_the_next_is_made(
 
     made = streaming._decode_piece
     monkeypatch.setattr(streaming, "_decode_piece", make)
-    monkeypatch.setattr("cosmos_nemo.stages.wan_tokenizer.to_uint8", note)
+    monkeypatch.setattr("cosmos_nemo.stages.continuous_tokenizer.to_uint8", note)
     with stage(released) as tokenizer:
         tokenizer.decode(latent_of(4))
     assert events == ["made", "levels 5", "made", "levels 8"]
