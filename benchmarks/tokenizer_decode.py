@@ -91,9 +91,7 @@ def measure_all(arguments: argparse.Namespace, groups: Groups, device: torch.dev
         return []
     ways: dict[str, Way] = {UNSPLIT: lambda: unsplit(stage, latent_BCTHW)}
     for size in arguments.pieces:
-        ways[f"pieces of {size}"] = partial(
-            stage._tokenizer.decode_pieces, latent_BCTHW, frames_per_piece=size
-        )
+        ways[f"pieces of {size}"] = partial(stage.module.decode_pieces, latent_BCTHW, frames_per_piece=size)
     exact_THWC = stage_of(arguments, torch.float32, device).decode(latent_BCTHW)
     rows, found = [], {}
     for name, way in ways.items():
@@ -104,7 +102,7 @@ def measure_all(arguments: argparse.Namespace, groups: Groups, device: torch.dev
             row = {"out_of_memory": True}
         rows.append({"way": name, **row})
     if together is not None:
-        name, seconds_and_peak = f"{groups.world.size()} ranks", together
+        name, seconds_and_peak = f"{stage.ranks_for(latent_BCTHW, groups.world)} ranks", together
         found[name] = seconds_and_peak.pop("frames")
         rows.append({"way": name, **seconds_and_peak})
     for row in rows:
@@ -152,14 +150,14 @@ def random_latent(stage: AnyTokenizer, arguments: argparse.Namespace) -> Tensor:
 
 def unsplit(stage: AnyTokenizer, latent_BCTHW: Tensor) -> Iterator[Tensor]:
     """diffusers' own decode; of Wan's tokenizer that goes from latent frame to latent frame."""
-    yield stage._tokenizer.autoencoder.decode(latent_BCTHW.to(stage.dtype)).sample
+    yield stage.module.autoencoder.decode(latent_BCTHW.to(stage.dtype)).sample
 
 
 def measure_together(
     stage: AnyTokenizer, latent_BCTHW: Tensor, group: ProcessGroup, repeats: int
 ) -> Row | None:
     """Seconds, peak and frames of the first rank; every rank begins at once. None if they do not do it."""
-    ranks = stage.ranks_for(latent_BCTHW.shape[2], group)
+    ranks = stage.ranks_for(latent_BCTHW, group)
     seconds, frames_THWC = [], None
     for _ in range(repeats + 1):
         start_counting(stage.device)

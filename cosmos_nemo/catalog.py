@@ -95,6 +95,10 @@ DIFFUSION_DECODER_7B = DiTShape(
 """Cosmos-Predict1-7B-Decoder-DV8x16x16ToCV8x8x8-720p (spec/predict1-autoregressive.md, 5)."""
 
 
+LOOKS_BACK = 2
+"""Frames that every causal convolution of the video tokenizers' decoders sees before its own."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenizerShape:
     """Sizes of a continuous video tokenizer of the CV8x8x8 kind (spec/predict1-diffusion.md, 6.1)."""

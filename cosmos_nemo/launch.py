@@ -36,6 +36,8 @@ _PACKAGES = (
     "transformers",
     "diffusers",
     "transformer-engine",
+    "flash-attn-3",
+    "fa3-fwd",
     "numpy",
 )
 _FLAG = re.compile(r"--[a-z][a-z0-9_]*")

@@ -33,6 +33,16 @@ class Plan:
         return one if self.replicas == 1 else f"{self.replicas} replicas x {one}"
 
 
+def shares_of(length: int, num_ranks: int, *, least: int) -> list[int]:
+    """How much of `length` each rank has: as equal as can be, the first ones more, at least `least`.
+
+    Where there is too little for all, the last ranks have nothing.
+    """
+    ranks = max(1, min(num_ranks, length // least))
+    share, rest = divmod(length, ranks)
+    return [share + (rank < rest) for rank in range(ranks)] + [0] * (num_ranks - ranks)
+
+
 def num_ranks_taking_part(setup: Setup, num_started: int, *, pretend: bool = False) -> int:
     """How many of the started ranks make the video; RequestError for more than there are.
 

@@ -174,11 +174,11 @@ class RecordedTokenizer(RecordedStage):
         self.latents: list[Tensor] = []
         self.videos: list[tuple[Tensor, bool | None]] = []
 
-    def ranks_for(self, latent_frames: int, group: Any) -> int:
-        return min(group.size(), self.together, latent_frames)
+    def ranks_for(self, latent_BCTHW: Tensor, group: Any) -> int:
+        return min(group.size(), self.together, latent_BCTHW.shape[2])
 
     def decode_together(self, latent_BCTHW: Tensor, group: Any) -> Tensor | None:
-        assert group.rank() < self.ranks_for(latent_BCTHW.shape[2], group)
+        assert group.rank() < self.ranks_for(latent_BCTHW, group)
         frames_THWC = self.decode(latent_BCTHW)
         return frames_THWC if group.rank() == 0 else None
 

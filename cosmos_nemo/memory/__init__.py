@@ -2,12 +2,13 @@
 
 Weights are counted from the card's sizes, in bfloat16 as on a GPU. Work is what a stage needs beside its
 weights; the constants in these files say which of it was measured and which is estimated from sizes. GPU 0 is
-rank 0's, which has the text stages, the tokenizer and the guards that the other ranks lack; the host's memory
+rank 0's, which has the text stages and the guards that the other ranks lack; the host's memory
 is what all ranks together park.
 Memory is in bytes, heights and widths in pixels of the video.
 """
 
 from cosmos_nemo.memory.base import GIB, StageMemory
+from cosmos_nemo.memory.frames import decode_shares
 from cosmos_nemo.memory.order import ORDER, order_of
 from cosmos_nemo.memory.parameters import (
     language_parameters,
@@ -28,6 +29,7 @@ __all__ = [
     "PUBLISHED_OFFLOADS",
     "Prediction",
     "StageMemory",
+    "decode_shares",
     "host_bytes",
     "language_parameters",
     "network_parameters",

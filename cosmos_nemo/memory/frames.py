@@ -1,7 +1,14 @@
 """The stages of frames: video tokenizers and the video guard."""
 
-from cosmos_nemo.catalog import DiscreteTokenizerShape, ModelCard, WanTokenizerShape
+from cosmos_nemo.catalog import (
+    LOOKS_BACK,
+    DiscreteTokenizerShape,
+    ModelCard,
+    TokenizerShape,
+    WanTokenizerShape,
+)
 from cosmos_nemo.memory.base import BFLOAT16, FLOAT32, GIB, StageMemory
+from cosmos_nemo.plan import shares_of
 
 # Measured on an H200 for 88 x 160 latent cells and the released 128 channels: fitted to decodes in pieces of
 # 1 to 16 latent frames, and of 1920 x 1056 pixels.
@@ -10,8 +17,10 @@ _DECODE_GIB_PER_LATENT_FRAME = 0.425
 _MIDDLE_GIB_PER_LATENT_FRAME = 0.0925
 _COPIES_OF_SCORES = 3.8
 """Of the middle block's spatial attention, which has no kernel that does without the table of scores."""
-_WAN_DECODE = 97 * GIB // 10
-"""Of Wan2.1's tokenizer at 1280 x 704, a latent frame after the other; 768 x 432 takes its share."""
+_WAN_DECODE_GIB, _WAN_DECODE_GIB_PER_LATENT_FRAME = 4.4, 3.25
+"""Of Wan2.1's tokenizer at 1280 x 704, in pieces of 1, 2 and 4 latent frames; 768 x 432 takes its share."""
+_WAN_AT_ONCE = 4.2
+"""Latent frames of 1280 x 704 that a rank decodes beside others: below what a prefetch leaves free."""
 _VIDEO_GUARD_WORK = 33 * GIB // 10
 """The face detector's, on 16 frames of 1280 x 704 in float32: the highest peak with guardrails, less the
 weights."""
@@ -27,16 +36,36 @@ _WAN_TOKENIZER, _WAN_CHANNELS = 126_892_531, 96
 _SIGLIP_VISION, _FACE_DETECTOR = 428_225_600, 27_293_600
 
 
-def tokenizer_memory(card: ModelCard, latent_THW: tuple[int, int, int]) -> StageMemory:
+def decode_shares(
+    shape: TokenizerShape | WanTokenizerShape, latent_THW: tuple[int, int, int], num_ranks: int
+) -> list[int]:
+    """Latent frames of each of the ranks that decode a video at the same time, one behind the other.
+
+    A single share, of all frames, where they are too few for two ranks, or too many: a rank alone goes
+    through them piece by piece, and ranks together cannot.
+    """
+    frames, rows, columns = latent_THW
+    shares = [share for share in shares_of(frames, num_ranks, least=LOOKS_BACK) if share]
+    if isinstance(shape, WanTokenizerShape):
+        most = _WAN_AT_ONCE * _LATENT_CELLS * _WAN_CHANNELS / (rows * columns * shape.channels)
+    else:
+        most = _FRAMES_PER_PIECE
+    return shares if shares[0] <= most else [frames]
+
+
+def tokenizer_memory(card: ModelCard, latent_THW: tuple[int, int, int], *, num_ranks: int = 1) -> StageMemory:
     """Decoding: the pieces after the middle block, or the middle block itself, whichever needs more.
 
-    What looks at images has the encoder's weights too.
+    What looks at images has the encoder's weights too. num_ranks: that make the video together.
     """
     frames, rows, columns = latent_THW
     if isinstance(card.tokenizer, WanTokenizerShape):
         share = rows * columns / _LATENT_CELLS * card.tokenizer.channels / _WAN_CHANNELS
         weights = int(_WAN_TOKENIZER * (card.tokenizer.channels / _WAN_CHANNELS) ** 2) * BFLOAT16
-        return StageMemory("tokenizer", weights, int(share * _WAN_DECODE))
+        shares = decode_shares(card.tokenizer, latent_THW, num_ranks)
+        at_once = shares[0] if len(shares) > 1 else 1
+        work = _WAN_DECODE_GIB + at_once * _WAN_DECODE_GIB_PER_LATENT_FRAME
+        return StageMemory("tokenizer", weights, int(share * work * GIB))
     cells, channels = rows * columns / _LATENT_CELLS, card.tokenizer.channels / _CHANNELS
     pieces = _DECODE_GIB + _DECODE_GIB_PER_LATENT_FRAME * min(frames, _FRAMES_PER_PIECE)
     at_once = frames if frames < 2 else 2 + frames % 2

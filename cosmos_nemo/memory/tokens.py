@@ -32,7 +32,8 @@ def token_stages(
     ]
     if card.has_diffusion_decoder:
         decoder = denoise_memory(card.network, latent, plan=plan, num_branches=card.num_branches)
-        stages += [replace(decoder, name="diffusion_decoder"), tokenizer_memory(card, latent)]
+        tokenizer = tokenizer_memory(card, latent, num_ranks=plan.ranks_per_replica)
+        stages += [replace(decoder, name="diffusion_decoder"), tokenizer]
     if guardrails:
         stages.append(video_guard_memory(latent))
     return tuple(stages)

@@ -7,7 +7,7 @@ from cosmos_nemo.plan import Plan
 DEVICE_OVERHEAD = 3 * GIB // 2
 """Of a GPU's memory, what tensors never get: CUDA's context, libraries, holes between allocations.
 Estimated, not measured."""
-_ON_EVERY_RANK = ("denoise", "token_generation", "diffusion_decoder")
+_ON_EVERY_RANK = ("denoise", "token_generation", "diffusion_decoder", "tokenizer")
 
 
 def peak(
@@ -36,7 +36,8 @@ def peak(
 def host_bytes(stages: tuple[StageMemory, ...], offload: frozenset[str], *, plan: Plan | None = None) -> int:
     """Of the host copies of all parked stages of all ranks.
 
-    Each rank has its networks, or its parts of them; the other stages are those of each replica's first rank.
+    Each rank has its networks, or its parts of them, and may have a tokenizer; the other stages are those of
+    each replica's first rank.
     """
     plan = plan or Plan()
     return sum(

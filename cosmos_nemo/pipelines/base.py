@@ -113,18 +113,23 @@ def decode_latents(
 ) -> list[Tensor | None]:
     """Each latent's frames, uint8 [T, H, W, 3] on the first rank's CPU, and None elsewhere.
 
-    Every rank has the latents; long ones are decoded by several ranks together. What loading raises reaches
+    Every rank has the latents; several ranks decode one together where each gets enough frames of it, and
+    not too many. What loading raises reaches
     all of them, and so does what the first one raises that decodes alone; of ranks that decode together one
     that fails ends the job, as in the network's calls.
 
     following: a stage that is sure to be needed then, prefetched meanwhile on the first rank.
     """
-    counts = [tokenizer.ranks_for(latent_BCTHW.shape[2], ranks) for latent_BCTHW in latents]
+    counts = [tokenizer.ranks_for(latent_BCTHW, ranks) for latent_BCTHW in latents]
     if max(counts) == 1:
+        if ranks.rank() > 0:
+            tokenizer.park()  # it may have been prefetched
         alone = only_rank_zero(lambda: _decoded(tokenizer, latents, following), ranks)
         return [None] * len(latents) if alone is None else list(alone)
     with ExitStack() as stack:
         takes_part = ranks.rank() < max(counts)
+        if not takes_part:
+            tokenizer.park()
         everywhere(lambda: stack.enter_context(tokenizer) if takes_part else None, ranks)
         if following is not None and ranks.rank() == 0:
             following.prefetch()

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 RESERVE = 20 * 2**30
 """Bytes of device memory that a prefetch leaves free: more than any stage needs beside its weights. Decoding
-the largest frames takes most, 17.8 GiB (docs/performance.md)."""
+takes most: 17.8 GiB for the largest frames, as much on ranks together (docs/performance.md)."""
 _ALIGNMENT = 512
 """Of the device allocator: a tensor comes back at an address as even as the one it had."""
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every CUDA context of the process

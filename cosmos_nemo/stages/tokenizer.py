@@ -1,14 +1,13 @@
 """The video tokenizer as a stage: latents to frames and back."""
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from cosmos_nemo.catalog import TokenizerShape
 from cosmos_nemo.checkpoint.load import load_into
 from cosmos_nemo.models.video_tokenizer.model import (
-    FRAMES_PER_PIECE,
     MODULES,
     VideoTokenizer,
     build_autoencoder,
@@ -20,12 +19,7 @@ from cosmos_nemo.stages.tokenizer_folder import open_part, read_statistics
 class Tokenizer(ContinuousTokenizer):
     """CV8x8x8, or another tokenizer of its kind."""
 
-    most_together: ClassVar[int] = FRAMES_PER_PIECE
-
-    def __init__(self, *, shape: TokenizerShape, **arguments: Any) -> None:
-        """arguments: as of ContinuousTokenizer."""
-        super().__init__(shape=shape, **arguments)
-        self.shape = shape
+    shape: TokenizerShape
 
     def check(self) -> None:
         """CheckpointError unless the folder holds the parts and the statistics of such a tokenizer."""
@@ -48,6 +42,9 @@ class Tokenizer(ContinuousTokenizer):
 
     def pieces(self, latent_BCTHW: Tensor) -> Iterator[Tensor]:
         return self._tokenizer.decode_pieces(latent_BCTHW)
+
+    def share(self, latent_BCTHW: Tensor, group: ProcessGroup) -> Tensor | None:
+        return self._tokenizer.decode_share(latent_BCTHW, group=group)
 
     @property
     def _tokenizer(self) -> VideoTokenizer:

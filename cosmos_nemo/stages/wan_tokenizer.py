@@ -2,10 +2,11 @@
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from cosmos_nemo.catalog import WanTokenizerShape
 from cosmos_nemo.checkpoint.json_file import read_json
@@ -37,12 +38,7 @@ PUBLISHED_STD = (
 class WanTokenizerStage(ContinuousTokenizer):
     """A video tokenizer of Wan2.1's kind."""
 
-    most_together: ClassVar[int] = 6
-
-    def __init__(self, *, shape: WanTokenizerShape, **arguments: Any) -> None:
-        """arguments: as of ContinuousTokenizer."""
-        super().__init__(shape=shape, **arguments)
-        self.shape = shape
+    shape: WanTokenizerShape
 
     def check(self) -> None:
         """CheckpointError unless the folder holds the parts and the statistics of such a tokenizer."""
@@ -67,6 +63,9 @@ class WanTokenizerStage(ContinuousTokenizer):
     def pieces(self, latent_BCTHW: Tensor) -> Iterator[Tensor]:
         frames = _ON_CPU if self.device.type == "cpu" else 1
         return self._tokenizer.decode_pieces(latent_BCTHW, frames_per_piece=frames)
+
+    def share(self, latent_BCTHW: Tensor, group: ProcessGroup) -> Tensor | None:
+        return self._tokenizer.decode_share(latent_BCTHW, group=group)
 
     @property
     def _tokenizer(self) -> WanTokenizer:

@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from cosmos_nemo.models.video_tokenizer.model import to_uint8
-from cosmos_nemo.parallel.neighbours import pieces_of
-from tests.fakes import FakeGroup
 from tests.parallel import launcher
 from tests.parallel import tokenizer_worker as worker
 
@@ -32,19 +30,3 @@ def test_the_pieces_of_all_ranks_are_the_video_of_one(num_ranks: int, tmp_path: 
     whole = worker.wan_tokenizer().decode(worker.latent_of(worker.LENGTHS[-1]))
     video = torch.cat([torch.load(tmp_path / f"channels_last_{rank}.pt") for rank in range(num_ranks)], dim=2)
     assert (video - whole).abs().max() <= 1e-5 * whole.std()
-
-
-@pytest.mark.parametrize(
-    ("length", "ranks", "expected"),
-    [
-        (16, 8, [2] * 8),
-        (16, 3, [6, 5, 5]),
-        (5, 4, [3, 2, 0, 0]),
-        (1, 2, [1, 0]),
-        (3, 1, [3]),
-    ],
-)
-def test_no_piece_is_shorter_than_what_a_convolution_looks_back(
-    length: int, ranks: int, expected: list[int]
-) -> None:
-    assert pieces_of(length, FakeGroup(ranks, 0), least=2) == expected  # type: ignore[arg-type]

@@ -16,8 +16,8 @@ from cosmos_nemo.models.wan_tokenizer.model import WanTokenizer
 from cosmos_nemo.models.wan_tokenizer.streaming import _decode_piece
 from cosmos_nemo.parallel.environment import ranks_from
 from cosmos_nemo.parallel.groups import open_store, start, stop
-from cosmos_nemo.parallel.neighbours import join_on_first, pieces_of
-from cosmos_nemo.plan import Plan
+from cosmos_nemo.parallel.neighbours import join_on_first
+from cosmos_nemo.plan import Plan, shares_of
 from cosmos_nemo.tools import standin_wan_tokenizer
 from cosmos_nemo.tools.standin_tokenizer import random_weights
 
@@ -55,7 +55,7 @@ TOKENIZERS = {"predict1": (tokenizer, 8), "wan": (wan_tokenizer, 4)}
 
 def wan_channels_last(tokenizer: WanTokenizer, latent_BCTHW: Tensor, group: ProcessGroup) -> Tensor:
     """This rank's piece by way of tensors that lie in memory as they do on a GPU."""
-    lengths = pieces_of(latent_BCTHW.shape[2], group, least=2)
+    lengths = shares_of(latent_BCTHW.shape[2], group.size(), least=2)
     assert all(lengths)
     raw_BCTHW = tokenizer._for_decoder(latent_BCTHW)
     hidden = tokenizer.autoencoder.post_quant_conv(raw_BCTHW).split(lengths, dim=2)[group.rank()]
@@ -81,7 +81,7 @@ def main(folder: Path) -> None:
         for length, piece in pieces.items():
             if piece is None:
                 continue
-            lengths = [many * latents for latents in pieces_of(length, groups.replica, least=2) if latents]
+            lengths = [many * latents for latents in shares_of(length, ranks.num_ranks, least=2) if latents]
             lengths[0] -= many - 1
             frames = join_on_first(to_uint8(piece), groups.replica, lengths=lengths)
             assert (frames is None) == (ranks.rank > 0)

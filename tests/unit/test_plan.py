@@ -1,6 +1,6 @@
 import pytest
 
-from cosmos_nemo.plan import Plan, make_plan, num_ranks_taking_part
+from cosmos_nemo.plan import Plan, make_plan, num_ranks_taking_part, shares_of
 from cosmos_nemo.request import RequestError, Setup
 
 
@@ -117,3 +117,19 @@ def test_replicas_that_do_not_divide_the_ranks_are_refused() -> None:
 def test_a_dry_run_counts_the_ranks_of_all_replicas() -> None:
     setup = Setup(model="x", replicas=2, cp_size=2, cfg_parallel="on")
     assert num_ranks_taking_part(setup, 1, pretend=True) == 8
+
+
+@pytest.mark.parametrize(
+    ("length", "ranks", "expected"),
+    [
+        (16, 8, [2] * 8),
+        (16, 3, [6, 5, 5]),
+        (5, 4, [3, 2, 0, 0]),
+        (1, 2, [1, 0]),
+        (3, 1, [3]),
+    ],
+)
+def test_no_piece_is_shorter_than_what_a_convolution_looks_back(
+    length: int, ranks: int, expected: list[int]
+) -> None:
+    assert shares_of(length, ranks, least=2) == expected

@@ -8,11 +8,9 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from cosmos_nemo.catalog import LOOKS_BACK
 from cosmos_nemo.models.common.volumes import joined
 from cosmos_nemo.parallel.neighbours import hand_on
-
-LOOKS_BACK = 2
-"""Frames, of every causal convolution of the released tokenizers' decoders."""
 
 Start = Callable[[Tensor], Tensor]
 """From a clip's first piece [B, C, T, H, W] to what a convolution sees before it, [B, C, 2, H, W]."""
@@ -49,7 +47,8 @@ class Carry:
 class RanksCarry(Carry):
     """Pieces of several ranks at the same time: the frames before come from the rank before.
 
-    Every piece but the first has as many frames as a convolution looks back, or more.
+    Every piece but the first has as many frames as a convolution looks back, or more; of the first, Wan's
+    tokenizer passes a frame by.
     """
 
     def __init__(self, start: Start, group: ProcessGroup, *, num_pieces: int) -> None:

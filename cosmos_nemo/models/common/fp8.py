@@ -3,8 +3,8 @@
 Every row of a product's two sides has a scale of its own, a token's or a weight's output; of self attention
 every head has. A scale follows from the largest value as it is now and is a power of two, so that it moves
 the range of the 8 bits and changes nothing else in how a value is rounded, unless it is far smaller than the
-largest (below a 14,000th). Nothing is remembered from call to call, and ranks that share the tokens of a
-video round as one does.
+largest (below a 14,000th). Nothing is remembered from call to call. Ranks that share the tokens of a video
+round as one does, but for such values of the queries where heads do not divide by the ranks.
 
 Weights stay in bfloat16 and are rounded anew in every call. Not in 8 bits: norms, modulation, embeddings, the
 text's keys and values, attention to the text, the final layer.
@@ -26,8 +26,9 @@ from torch.nn import functional as F
 
 from cosmos_nemo.models.common import flash
 from cosmos_nemo.models.common.attention import TorchAttention, dot_product_attention
+from cosmos_nemo.models.common.backend import BackendError
 from cosmos_nemo.models.common.fp8_cudnn import attend_by_cudnn, cudnn_missing
-from cosmos_nemo.models.common.fused import round_heads, round_rows
+from cosmos_nemo.models.common.fused import Rounded, round_heads, round_rows
 from cosmos_nemo.parallel.context import Attend
 
 logger = logging.getLogger(__name__)
@@ -56,22 +57,37 @@ def multiply(x_SBD: Tensor, weight_OD: Tensor) -> Tensor:
         return F.linear(x_SBD, weight_OD)
     x, weight = round_rows(x_SBD.flatten(0, 1)), round_rows(weight_OD)
     if x_SBD.is_cuda:
-        out = torch._scaled_mm(
-            *(x.values, weight.values.t()),
-            scale_a=x.scale,
-            scale_b=weight.scale.t(),
-            out_dtype=torch.bfloat16,
-            use_fast_accum=inputs <= _FAST,
-        )
+        out = _multiply_on_gpu(x, weight)
     else:
         out = F.linear(x.widened(x_SBD.dtype), weight.widened(x_SBD.dtype))
     return out.to(x_SBD.dtype).view(*x_SBD.shape[:2], outputs)
 
 
+def _multiply_on_gpu(x: Rounded, weight: Rounded) -> Tensor:
+    try:
+        return torch._scaled_mm(
+            *(x.values, weight.values.t()),
+            scale_a=x.scale,
+            scale_b=weight.scale.t(),
+            out_dtype=torch.bfloat16,
+            use_fast_accum=x.values.shape[1] <= _FAST,
+        )
+    except RuntimeError as error:
+        if _is_out_of_memory(error):
+            raise
+        raise BackendError(
+            "--precision fp8 cannot run here: PyTorch has no product in 8 bits with a scale for each row on "
+            f"this GPU ({str(error).strip().splitlines()[0]}). Pass --precision bf16."
+        ) from error
+
+
 class _In8Bits:
     """Takes the place of the product that both of Megatron's linears call."""
 
-    def _forward_impl(self, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> Tensor:
+    def _forward_impl(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **others: Any
+    ) -> Tensor:
+        assert bias is None and not others.get("sequence_parallel"), "a linear of another kind"
         return multiply(input, weight)
 
 

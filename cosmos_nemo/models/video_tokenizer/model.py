@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MODULES = {"encoder": ("encoder", "quant_conv"), "decoder": ("decoder", "post_quant_conv")}
 PARTS = tuple(MODULES)
 
-# 121 frames of 704x1280 then peak at 6 GiB on an H200 and take as long as unsplit.
+# 121 frames of 704x1280 then peak at 6 GiB on an H200.
 FRAMES_PER_PIECE = 8
 
 
@@ -129,7 +129,8 @@ class VideoTokenizer(nn.Module):
     def decode(self, latent_BCTHW: Tensor, *, frames_per_piece: int = FRAMES_PER_PIECE) -> Tensor:
         """The video of a normalised latent, about -1..1 and not clamped, in the network's number format.
 
-        The frames are the same for every `frames_per_piece`, which counts latent frames. ValueError for a
+        The frames are the same for every `frames_per_piece`, which counts latent frames, but for rounding on
+        a GPU. ValueError for a
         latent that does not fit.
         """
         return torch.cat(list(self.decode_pieces(latent_BCTHW, frames_per_piece=frames_per_piece)), dim=2)

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from cosmos_nemo.models.common.causal import LOOKS_BACK, Carry, RanksCarry, repeat_first
+from cosmos_nemo.catalog import LOOKS_BACK
+from cosmos_nemo.models.common.causal import Carry, RanksCarry, repeat_first
 from cosmos_nemo.models.common.norm_silu import group_norm_silu
 from cosmos_nemo.models.common.volumes import for_convolutions, repeated
 from cosmos_nemo.models.video_tokenizer.blocks import over_space, over_time, projection, resnet_block
 from cosmos_nemo.models.video_tokenizer.middle import middle
-from cosmos_nemo.parallel.neighbours import pieces_of
+from cosmos_nemo.plan import shares_of
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLCosmos
@@ -56,7 +57,7 @@ def decode_share(
     The ranks' pieces follow each other. None on a rank for which nothing is left: a piece has two latent
     frames or more. The middle block runs on every rank.
     """
-    lengths = pieces_of(latent_BCTHW.shape[2], group, least=LOOKS_BACK)
+    lengths = shares_of(latent_BCTHW.shape[2], group.size(), least=LOOKS_BACK)
     if not lengths[group.rank()]:
         return None
     hidden = _to_middle(autoencoder, latent_BCTHW).split(lengths, dim=2)[group.rank()]

@@ -114,7 +114,8 @@ class WanTokenizer(nn.Module):
     def decode(self, latent_BCTHW: Tensor, *, frames_per_piece: int = 1) -> Tensor:
         """The video of a normalised latent, about -1..1 and not clamped, in the network's number format.
 
-        The frames are the same for every `frames_per_piece`. ValueError for a latent that does not fit.
+        The frames are the same for every `frames_per_piece`, but for rounding. ValueError for a latent that
+        does not fit.
         """
         return torch.cat(list(self.decode_pieces(latent_BCTHW, frames_per_piece=frames_per_piece)), dim=2)
 

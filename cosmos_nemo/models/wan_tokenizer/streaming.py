@@ -16,7 +16,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from cosmos_nemo.models.common.causal import LOOKS_BACK, Carry, RanksCarry, nothing
+from cosmos_nemo.catalog import LOOKS_BACK
+from cosmos_nemo.models.common.causal import Carry, RanksCarry, nothing
 from cosmos_nemo.models.common.norm_silu import rms_norm_silu
 from cosmos_nemo.models.common.volumes import (
     convolved,
@@ -26,7 +27,7 @@ from cosmos_nemo.models.common.volumes import (
     joined,
     repeated,
 )
-from cosmos_nemo.parallel.neighbours import pieces_of
+from cosmos_nemo.plan import shares_of
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -62,7 +63,7 @@ def decode_share(autoencoder: "AutoencoderKLWan", raw_BCTHW: Tensor, *, group: P
     The ranks' pieces follow each other. None on a rank for which nothing is left: a piece has two latent
     frames or more.
     """
-    lengths = pieces_of(raw_BCTHW.shape[2], group, least=LOOKS_BACK)
+    lengths = shares_of(raw_BCTHW.shape[2], group.size(), least=LOOKS_BACK)
     if not lengths[group.rank()]:
         return None
     hidden = _hidden(autoencoder, raw_BCTHW.split(lengths, dim=2)[group.rank()])

@@ -14,21 +14,13 @@ def test_the_peaks_measured_with_nothing_offloaded_are_predicted() -> None:
     assert peak(stages, offload=NOTHING, is_batch=False) / GIB == pytest.approx(29.5, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    ("size", "height", "width", "num_frames", "measured"),
-    [("2B", 432, 768, 81, 7.94), ("2B", 704, 1280, 93, 13.92), ("14B", 432, 768, 81, 32.08)],
-)
-def test_the_peaks_measured_of_predict2_are_predicted(
-    size: str, height: int, width: int, num_frames: int, measured: float
-) -> None:
-    """Of runs that found their text's embeddings in the cache."""
-    card = CARDS[f"Cosmos-Predict2-{size}-Video2World"]
-    stages = stage_memory(
-        card, height=height, width=width, num_frames=num_frames, guardrails=False, upsamples=False
-    )
+def test_the_peak_measured_of_predict2_is_predicted() -> None:
+    """Of the 14B, whose network needs most, in a run that found its text's embeddings in the cache."""
+    card = CARDS["Cosmos-Predict2-14B-Video2World"]
+    stages = stage_memory(card, height=432, width=768, num_frames=81, guardrails=False, upsamples=False)
     without_text = tuple(each for each in stages if each.name != "text_encoder")
     found = peak(without_text, offload=NOTHING, is_batch=False, order=order_of(card)) / GIB
-    assert found == pytest.approx(measured, rel=0.012) and found > measured - 0.1
+    assert found == pytest.approx(32.08, rel=0.012) and found > 32.08 - 0.1
 
 
 def test_the_parts_of_a_split_network_take_far_less_of_the_host_than_copies() -> None:

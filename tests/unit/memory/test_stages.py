@@ -4,7 +4,8 @@ from math import prod
 import pytest
 
 from cosmos_nemo.catalog import CARDS, LanguageShape, WanTokenizerShape
-from cosmos_nemo.memory import GIB, ORDER, peak, published_rows, stage_memory
+from cosmos_nemo.memory import GIB, ORDER, decode_shares, peak, published_rows, stage_memory
+from cosmos_nemo.memory.frames import tokenizer_memory
 from tests.unit.memory.cards import NANO, SMALL, THREE, alone, stage
 
 
@@ -66,3 +67,41 @@ def test_stages_that_are_off_take_nothing_and_those_of_flags_what_the_released_o
     assert given["text_guard"] == stage(SMALL, "text_guard")
     upsampler = replace(NANO, upsampler=LanguageShape(num_layers=1))
     assert 0 < stage(upsampler, "upsampler").weights < stage(SMALL, "upsampler").weights
+
+
+@pytest.mark.parametrize(
+    ("name", "latent", "ranks", "expected"),
+    [
+        ("Cosmos-Predict1-7B-Text2World", (16, 88, 160), 1, [16]),
+        ("Cosmos-Predict1-7B-Text2World", (16, 88, 160), 2, [8, 8]),
+        ("Cosmos-Predict1-7B-Text2World", (16, 88, 160), 8, [2] * 8),
+        ("Cosmos-Predict1-7B-Text2World", (16, 88, 160), 16, [2] * 8),
+        ("Cosmos-Predict1-7B-Text2World", (16, 132, 240), 2, [8, 8]),
+        ("Cosmos-Predict1-7B-Text2World", (3, 88, 160), 8, [3]),
+        ("Cosmos-Predict2-2B-Video2World", (24, 88, 160), 4, [24]),
+        ("Cosmos-Predict2-2B-Video2World", (24, 88, 160), 6, [4] * 6),
+        ("Cosmos-Predict2-2B-Video2World", (24, 88, 160), 8, [3] * 8),
+        ("Cosmos-Predict2-2B-Video2World", (21, 54, 96), 2, [11, 10]),
+        ("Cosmos-Predict2-2B-Video2World", (24, 132, 240), 8, [24]),
+    ],
+)
+def test_ranks_decode_together_where_each_has_frames_enough_and_memory_for_them(
+    name: str, latent: tuple[int, int, int], ranks: int, expected: list[int]
+) -> None:
+    assert decode_shares(CARDS[name].tokenizer, latent, ranks) == expected
+
+
+@pytest.mark.parametrize(("ranks", "measured"), [(1, 7.7), (6, 17.4), (4, 7.7)])
+def test_the_decode_of_wans_tokenizer_is_predicted_as_measured(ranks: int, measured: float) -> None:
+    """Of the pieces of 1 and 4 latent frames on one rank; four ranks have no room to do it together."""
+    card, latent = CARDS["Cosmos-Predict2-2B-Video2World"], (24, 88, 160)
+    found = tokenizer_memory(card, latent, num_ranks=ranks)
+    assert (found.weights + found.work) / GIB == pytest.approx(measured, rel=0.03)
+    assert found.work < 20 * GIB
+
+
+def test_shares_of_any_size_stay_below_what_a_prefetch_leaves_free() -> None:
+    card = CARDS["Cosmos-Predict2-2B-Video2World"]
+    for rows, columns in ((54, 96), (88, 160), (120, 120), (132, 240)):
+        for ranks in range(1, 17):
+            assert tokenizer_memory(card, (24, rows, columns), num_ranks=ranks).work < 20 * GIB

@@ -29,17 +29,17 @@ def test_a_parked_guard_judges_the_longer_prompt_beside_the_upsampler() -> None:
     assert peak(two, offload=frozenset({"guardrails", "prompt_upsampler"}), is_batch=False) == 202
 
 
-def test_every_rank_parks_its_network_and_the_first_of_each_replica_the_rest() -> None:
+def test_every_rank_parks_network_and_tokenizer_and_the_first_of_each_replica_the_rest() -> None:
     tokenizer_and_network = frozenset({"tokenizer", "denoise"})
     for plan, host in (
         (Plan(), 4 + 40),
-        (Plan(cp=4), 4 + 4 * 40),
-        (Plan(cfg=2, tp=2), 4 + 4 * 40),
+        (Plan(cp=4), 4 * 4 + 4 * 40),
+        (Plan(cfg=2, tp=2), 4 * 4 + 4 * 40),
         (Plan(replicas=2), 2 * 4 + 2 * 40),
-        (Plan(replicas=2, cfg=2, cp=2), 2 * 4 + 8 * 40),
+        (Plan(replicas=2, cfg=2, cp=2), 8 * 4 + 8 * 40),
     ):
         assert host_bytes(STAGES, tokenizer_and_network, plan=plan) == host
-        assert host_bytes(STAGES, EVERYTHING, plan=plan) == plan.replicas * 361 + plan.num_ranks * 40
+        assert host_bytes(STAGES, EVERYTHING, plan=plan) == plan.replicas * 357 + plan.num_ranks * 44
 
 
 def test_the_host_holds_the_parked_weights_and_guardrails_are_both_guards() -> None:
