@@ -43,10 +43,10 @@ from cosmos_nemo.models.common.backend import (
     TEAttention,
     fp8_backend,
     te_backend,
-    te_missing,
     torch_backend,
 )
 from cosmos_nemo.models.common.fp8 import KERNELS, FP8Attention
+from cosmos_nemo.models.common.missing import te_missing
 from cosmos_nemo.parallel.environment import ranks_from
 from cosmos_nemo.parallel.groups import Groups, open_store, start, stop
 from cosmos_nemo.plan import Plan

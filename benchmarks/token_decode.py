@@ -27,7 +27,8 @@ from typing import Any
 import torch
 
 from cosmos_nemo.catalog import CARDS, TokenShape, find_card
-from cosmos_nemo.models.common.backend import Backend, te_backend, te_missing, torch_backend
+from cosmos_nemo.models.common.backend import Backend, te_backend, torch_backend
+from cosmos_nemo.models.common.missing import te_missing
 from cosmos_nemo.models.token_transformer.model import TokenTransformer, build_token_transformer
 from cosmos_nemo.parallel.groups import start_alone, stop
 from cosmos_nemo.sampling.token_loop import generate

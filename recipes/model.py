@@ -62,7 +62,8 @@ class CosmosConfig(TransformerConfig, io.IOMixin):
         from megatron.core.process_groups_config import ProcessGroupCollection
 
         from cosmos_nemo.models.build import build_network
-        from cosmos_nemo.models.common.backend import te_backend, te_missing, torch_backend
+        from cosmos_nemo.models.common.backend import te_backend, torch_backend
+        from cosmos_nemo.models.common.missing import te_missing
         from cosmos_nemo.models.token_transformer.model import build_token_transformer
         from cosmos_nemo.parallel.groups import start_alone
 

@@ -27,7 +27,12 @@ LAYER_OF = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 FAMILIES = (LAYERS[0], LAYERS[5])
 
 STANDARD_LIBRARY_ONLY = ("catalog", "request", "plan", "memory", "memory.*", "cli", "cli.*")
-TRANSFORMER_ENGINE_IN = ("models.*.spec", "models.common.backend", "models.common.fp8_cudnn")
+TRANSFORMER_ENGINE_IN = (
+    "models.*.spec",
+    "models.common.backend",
+    "models.common.missing",
+    "models.common.fp8_cudnn",
+)
 NEMO_IN = ("checkpoint.writer", "checkpoint.writer.*", "training", "training.*")
 SLOW = {"diffusers", "transformers", "huggingface_hub", "imageio"}
 SLOW_AT_TOP_IN = ("models.*", "stages.*")

@@ -17,7 +17,8 @@ from cosmos_nemo.job.files import card_with_files, check_files, find_files, iden
 from cosmos_nemo.job.image_batch import read_image_batch
 from cosmos_nemo.job.job import Job
 from cosmos_nemo.job.visual_inputs import VisualInputs
-from cosmos_nemo.models.common.backend import BackendError, choose_backend
+from cosmos_nemo.models.common.backend import choose_backend
+from cosmos_nemo.models.common.missing import BackendError
 from cosmos_nemo.parallel.environment import Ranks
 from cosmos_nemo.plan import Plan, make_plan, num_ranks_taking_part
 from cosmos_nemo.request import (

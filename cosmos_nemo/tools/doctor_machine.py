@@ -166,7 +166,7 @@ def _driver() -> str:
 
 
 def _backends() -> str:
-    from cosmos_nemo.models.common.backend import te_missing
+    from cosmos_nemo.models.common.missing import te_missing
 
     reason = te_missing()
     return "torch, te" if reason is None else f"torch; not te: {reason}"

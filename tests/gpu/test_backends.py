@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cosmos_nemo.catalog import CARDS, DiTShape
 from cosmos_nemo.models.build import build_network
-from cosmos_nemo.models.common.backend import te_backend, te_missing, torch_backend
+from cosmos_nemo.models.common.backend import te_backend, torch_backend
+from cosmos_nemo.models.common.missing import te_missing
 from cosmos_nemo.parallel.groups import start_alone
 from cosmos_nemo.tools.checks import Options
 from cosmos_nemo.tools.checks.compare import compare

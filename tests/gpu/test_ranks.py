@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 
-from cosmos_nemo.models.common.backend import te_missing
+from cosmos_nemo.models.common.missing import te_missing
 from tests.parallel import launcher
 
 pytestmark = pytest.mark.gpu

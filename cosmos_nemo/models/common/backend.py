@@ -1,9 +1,8 @@
 """The two back ends, torch and Transformer Engine, as sets of building blocks.
 
-Only here and in fp8_cudnn.py is Transformer Engine imported.
+Only here, in missing.py and in fp8_cudnn.py is Transformer Engine imported.
 """
 
-import importlib.util
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,13 +16,10 @@ from torch.distributed import ProcessGroup, get_process_group_ranks
 
 from cosmos_nemo.models.common.attention import TorchAttention, TorchRMSNorm, attend_in_context
 from cosmos_nemo.models.common.flash import flash_attention_3
+from cosmos_nemo.models.common.missing import BackendError, te_missing
 from cosmos_nemo.parallel.context import local_length
 
 logger = logging.getLogger(__name__)
-
-
-class BackendError(ValueError):
-    """A back end that this machine cannot run."""
 
 
 @dataclass(frozen=True)
@@ -83,19 +79,6 @@ def te_backend() -> Backend:
         attention=TEAttention,
         meta_config={"init_model_with_meta_device": True},
     )
-
-
-def te_missing() -> str | None:
-    """Why Transformer Engine cannot be used, or None when it can."""
-    if not torch.cuda.is_available():
-        return "Transformer Engine needs a CUDA device"
-    if importlib.util.find_spec("transformer_engine") is None:
-        return "the package transformer_engine is not installed"
-    try:
-        import transformer_engine.pytorch  # noqa: F401
-    except Exception as error:  # a broken install raises anything from OSError to AssertionError
-        return f"transformer_engine does not import ({type(error).__name__}: {error})"
-    return None
 
 
 def fp8_backend() -> Backend:

@@ -26,9 +26,9 @@ from torch.nn import functional as F
 
 from cosmos_nemo.models.common import flash
 from cosmos_nemo.models.common.attention import TorchAttention, dot_product_attention
-from cosmos_nemo.models.common.backend import BackendError
 from cosmos_nemo.models.common.fp8_cudnn import attend_by_cudnn, cudnn_missing
 from cosmos_nemo.models.common.fused import Rounded, round_heads, round_rows
+from cosmos_nemo.models.common.missing import BackendError
 from cosmos_nemo.parallel.context import Attend
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cosmos_nemo.models.common.backend import te_missing
+from cosmos_nemo.models.common.missing import te_missing
 
 _LARGEST = 448.0
 """Of E4M3."""

@@ -9,7 +9,7 @@ import torch
 from benchmarks import dit_forward
 from benchmarks.dit_forward import GIVEN_LEVEL, NOISE_LEVEL, latent_size, main, make_inputs, parse
 from cosmos_nemo.catalog import CARDS, ModelCard
-from cosmos_nemo.models.common.backend import te_missing
+from cosmos_nemo.models.common.missing import te_missing
 from cosmos_nemo.tools.standin import standin_card
 from tests.fakes import CPU
 

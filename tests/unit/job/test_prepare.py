@@ -20,7 +20,7 @@ from cosmos_nemo.cli.invocation import Batch
 from cosmos_nemo.job import PERSON_ERRORS, Job, describe, prepare
 from cosmos_nemo.job import files as files_module
 from cosmos_nemo.job.stages import denoise_stage, pipeline_of, text_encoder_stage, tokenizer_stage
-from cosmos_nemo.models.common.backend import BackendError
+from cosmos_nemo.models.common.missing import BackendError
 from cosmos_nemo.parallel.environment import Ranks
 from cosmos_nemo.parallel.groups import start_alone
 from cosmos_nemo.plan import Plan

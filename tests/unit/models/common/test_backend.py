@@ -1,6 +1,7 @@
 """Which back end is taken, and what Transformer Engine is asked to do, with fakes in its place."""
 
 import importlib
+import importlib.util
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -16,15 +17,14 @@ from torch import Tensor, nn
 from cosmos_nemo.models.common import backend, fp8
 from cosmos_nemo.models.common.attention import TorchAttention, TorchRMSNorm, dot_product_attention
 from cosmos_nemo.models.common.backend import (
-    BackendError,
     TEAttention,
     TERMSNorm,
     TokenBlocks,
     choose_backend,
     te_backend,
-    te_missing,
     torch_backend,
 )
+from cosmos_nemo.models.common.missing import BackendError, te_missing
 from tests.fakes import FakeGroup
 
 
@@ -221,7 +221,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 def test_te_is_missing_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert te_missing() == "the package transformer_engine is not installed"
 
 
