@@ -114,9 +114,8 @@ def decode_latents(
     """Each latent's frames, uint8 [T, H, W, 3] on the first rank's CPU, and None elsewhere.
 
     Every rank has the latents; several ranks decode one together where each gets enough frames of it, and
-    not too many. What loading raises reaches
-    all of them, and so does what the first one raises that decodes alone; of ranks that decode together one
-    that fails ends the job, as in the network's calls.
+    not too many. What loading raises reaches all of them, and so does what the first one raises that decodes
+    alone; of ranks that decode together one that fails ends the job, as in the network's calls.
 
     following: a stage that is sure to be needed then, prefetched meanwhile on the first rank.
     """

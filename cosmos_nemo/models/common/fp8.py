@@ -76,8 +76,8 @@ def _multiply_on_gpu(x: Rounded, weight: Rounded) -> Tensor:
         if _is_out_of_memory(error):
             raise
         raise BackendError(
-            "--precision fp8 cannot run here: PyTorch has no product in 8 bits with a scale for each row on "
-            f"this GPU ({str(error).strip().splitlines()[0]}). Pass --precision bf16."
+            "--precision fp8 cannot run here: a product in 8 bits with a scale for each row failed on this "
+            f"GPU ({_first_line(error)}). Pass --precision bf16."
         ) from error
 
 
@@ -133,9 +133,8 @@ class FP8Attention(TorchAttention):
                 if _is_out_of_memory(error):
                     raise torch.OutOfMemoryError(str(error)) from error
                 self.has_no_kernel.add(key)
-                said = str(error).strip().splitlines() or [""]
                 tokens = f"{q_SBNK.shape[0]} tokens among {k_LBNK.shape[0]}"
-                _warn(f"{name} has no kernel for {tokens}: {said[0][:200]}")
+                _warn(f"{name} has no kernel for {tokens}: {_first_line(error)}")
         why = "; ".join(f"{name}: {missing(q_SBNK) or 'see above'}" for name, missing, _ in self.kernels)
         _warn(f"self attention stays in bfloat16 ({why})")
         return dot_product_attention(q_SBNK, k_LBNK, v_LBNK)
@@ -168,6 +167,10 @@ def _is_out_of_memory(error: Exception) -> bool:
     """Also as Transformer Engine and cuDNN say it, whose errors are RuntimeErrors of any kind."""
     said = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in said or "alloc_failed" in said
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]
 
 
 def _name(x: Tensor) -> str:

@@ -130,8 +130,7 @@ class VideoTokenizer(nn.Module):
         """The video of a normalised latent, about -1..1 and not clamped, in the network's number format.
 
         The frames are the same for every `frames_per_piece`, which counts latent frames, but for rounding on
-        a GPU. ValueError for a
-        latent that does not fit.
+        a GPU. ValueError for a latent that does not fit.
         """
         return torch.cat(list(self.decode_pieces(latent_BCTHW, frames_per_piece=frames_per_piece)), dim=2)
 

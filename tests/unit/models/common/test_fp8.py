@@ -15,7 +15,8 @@ from cosmos_nemo.models.common.attention import dot_product_attention
 from cosmos_nemo.models.common.backend import fp8_backend
 from cosmos_nemo.models.common.dit.model import DiT
 from cosmos_nemo.models.common.fp8 import FP8Attention, Kernel, attend_rounded, multiply
-from cosmos_nemo.models.common.fused import round_heads, round_rows
+from cosmos_nemo.models.common.fused import Rounded, round_heads, round_rows
+from cosmos_nemo.models.common.missing import BackendError
 from cosmos_nemo.parallel.groups import start_alone
 from tests.fakes import CPU, TINY, tiny_network
 
@@ -396,3 +397,39 @@ def test_a_gpu_from_ada_on_is_missing_nothing(
 def test_an_older_gpu_has_no_8_bits(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
     gpu(monkeypatch, capability)
     assert fp8.fp8_missing() == "8 bits take a GPU from Ada or Hopper on, and NVIDIA A100 is older"
+
+
+def some_rows(rows: int, inputs: int) -> Rounded:
+    return round_rows(torch.randn(rows, inputs))
+
+
+@pytest.mark.parametrize(("inputs", "is_fast"), [(5120, True), (8192, False)])
+def test_long_products_are_added_up_in_float32(
+    inputs: int, is_fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(torch, "_scaled_mm", lambda *_, **how: told.append(how["use_fast_accum"]))
+    fp8._multiply_on_gpu(some_rows(2, inputs), some_rows(3, inputs))
+    assert told == [is_fast]
+
+
+@pytest.mark.parametrize("said", ["no kernel for sm_89\nand more", ""])
+def test_a_gpu_whose_products_fail_is_named_with_the_way_out(
+    said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(torch, "_scaled_mm", fail)
+    with pytest.raises(BackendError) as raised:
+        fp8._multiply_on_gpu(some_rows(2, 16), some_rows(3, 16))
+    assert str(raised.value).endswith(f"({said.partition(chr(10))[0]}). Pass --precision bf16.")
+
+
+def test_a_gpu_without_memory_for_a_product_keeps_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "_scaled_mm", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        fp8._multiply_on_gpu(some_rows(2, 16), some_rows(3, 16))
