@@ -80,9 +80,18 @@ def check_rounding() -> None:
     rows = _of_8_bits(9, 48) * 2.0 ** torch.arange(-4, 5)[:, None]
     rows[0] = 0
     assert_same(fused_kernels.round_rows(rows), fused.round_rows(rows))
+    large = _of_8_bits(9, 48)
+    large[large.abs() < 8] = 0  # of the others GELU leaves all or nothing
+    assert torch.equal(_gelu_of(large), large.relu())
+    small = torch.randn(9, 48)
+    assert_near(_gelu_of(small), torch.nn.functional.gelu(small), 0.08)
     parts = _of_8_bits(70, 2, 3, 3, 32) * torch.tensor([1.0, 256, 0])[:, None, None]
     for part in parts.permute(3, 0, 1, 2, 4):
         assert_same(fused_kernels.round_heads(part), fused.round_heads(part))
+
+
+def _gelu_of(rows: Tensor) -> Tensor:
+    return fused.Rounded(*fused_kernels.round_rows(rows, gelu=True)).widened(rows.dtype)
 
 
 def _of_8_bits(*size: int) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup, get_process_group_ranks
@@ -29,6 +30,8 @@ class TokenBlocks:
     column_linear: type
     row_linear: type
     self_attention: type[nn.Module] | ModuleSpec
+    mlp: type[MLP] = MLP
+    """Made of the two linears."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,9 @@ def fp8_backend() -> Backend:
         raise BackendError(f"--precision fp8 cannot run here: {reason}. Pass --precision bf16.")
     if not torch.cuda.is_available():
         logger.warning("--precision fp8 on a CPU: rounded as on a GPU, but slower than without")
-    blocks = TokenBlocks(fp8.FP8ColumnParallelLinear, fp8.FP8RowParallelLinear, fp8.FP8Attention)
+    blocks = TokenBlocks(
+        fp8.FP8ColumnParallelLinear, fp8.FP8RowParallelLinear, fp8.FP8Attention, mlp=fp8.FP8MLP
+    )
     return replace(torch_backend(), fp8=blocks)
 
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.mlp import MLP
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -49,13 +50,13 @@ def fp8_missing() -> str | None:
     return f"8 bits take a GPU from Ada or Hopper on, and {torch.cuda.get_device_name()} is older"
 
 
-def multiply(x_SBD: Tensor, weight_OD: Tensor) -> Tensor:
-    """x weight^T, [S, B, O] in x's dtype, with both rounded by rows."""
+def multiply(x_SBD: Tensor, weight_OD: Tensor, *, gelu: bool = False) -> Tensor:
+    """x weight^T, or GELU(x) weight^T, [S, B, O] in x's dtype, with both sides rounded by rows."""
     outputs, inputs = weight_OD.shape
     if inputs % _DIVIDES or outputs % _DIVIDES:
         _warn(f"matrices of {outputs} x {inputs} do not divide by {_DIVIDES} and stay in {_name(x_SBD)}")
-        return F.linear(x_SBD, weight_OD)
-    x, weight = round_rows(x_SBD.flatten(0, 1)), round_rows(weight_OD)
+        return F.linear(F.gelu(x_SBD) if gelu else x_SBD, weight_OD)
+    x, weight = round_rows(x_SBD.flatten(0, 1), gelu=gelu), round_rows(weight_OD)
     if x_SBD.is_cuda:
         out = _multiply_on_gpu(x, weight)
     else:
@@ -84,11 +85,14 @@ def _multiply_on_gpu(x: Rounded, weight: Rounded) -> Tensor:
 class _In8Bits:
     """Takes the place of the product that both of Megatron's linears call."""
 
+    takes_gelu = False
+    """Whether GELU of the inputs is meant."""
+
     def _forward_impl(
         self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **others: Any
     ) -> Tensor:
         assert bias is None and not others.get("sequence_parallel"), "a linear of another kind"
-        return multiply(input, weight)
+        return multiply(input, weight, gelu=self.takes_gelu)
 
 
 class FP8ColumnParallelLinear(_In8Bits, ColumnParallelLinear):
@@ -97,6 +101,22 @@ class FP8ColumnParallelLinear(_In8Bits, ColumnParallelLinear):
 
 class FP8RowParallelLinear(_In8Bits, RowParallelLinear):
     pass
+
+
+class FP8MLP(MLP):
+    """Megatron's, but that GELU is computed where its result is rounded: in the second product."""
+
+    def __init__(self, *args: Any, **parts: Any) -> None:
+        """As of MLP, whose linears are the ones above and whose activation is GELU."""
+        super().__init__(*args, **parts)
+        assert self.config.activation_func is F.gelu, "another activation"
+        assert isinstance(self.linear_fc2, _In8Bits), "a linear of another kind"
+        self.linear_fc2.takes_gelu = True
+        self.activation_func = _as_it_is
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 class Kernel(NamedTuple):

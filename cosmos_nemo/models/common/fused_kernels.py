@@ -8,6 +8,7 @@ from torch import Tensor
 _HEADS_A_PROGRAM = 32
 _TOKENS_A_PROGRAM = 64
 _SMALLEST = tl.constexpr(2.0**-100)
+_HALF_ROOT = tl.constexpr(0.5**0.5)
 
 
 def try_out() -> None:
@@ -73,15 +74,19 @@ def add_and_modulate(
     return added, normed
 
 
-def round_rows(x_RD: Tensor) -> tuple[Tensor, Tensor]:
-    """E4M3 [R, D] and the rows' scales, float32 [R, 1]. x is contiguous."""
+def round_rows(x_RD: Tensor, gelu: bool = False) -> tuple[Tensor, Tensor]:
+    """E4M3 [R, D] and the rows' scales, float32 [R, 1], of x or of GELU(x). x is contiguous."""
     rows, width = x_RD.shape
     out = torch.empty(x_RD.shape, dtype=torch.float8_e4m3fn, device=x_RD.device)
     scale = torch.empty(rows, 1, dtype=torch.float32, device=x_RD.device)
     if rows:
         warps = 4 if width <= 4096 else 8 if width <= 8192 else 16
         _round_rows[(rows,)](
-            x_RD, out, scale, WIDTH=width, BLOCK=triton.next_power_of_2(width), num_warps=warps
+            *(x_RD, out, scale),
+            WIDTH=width,
+            BLOCK=triton.next_power_of_2(width),
+            GELU=gelu,
+            num_warps=warps,
         )
     return out, scale
 
@@ -172,11 +177,14 @@ def _scale_for(largest):
 
 
 @triton.jit
-def _round_rows(x, out, scales, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _round_rows(x, out, scales, WIDTH: tl.constexpr, BLOCK: tl.constexpr, GELU: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
     value = tl.load(x + row * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
+    if GELU:
+        value = 0.5 * value * (1 + tl.math.erf(value * _HALF_ROOT))
+        value = value.to(x.dtype.element_ty).to(tl.float32)
     scale = _scale_for(tl.max(tl.abs(value), 0))
     tl.store(scales + row, scale)
     tl.store(out + row * WIDTH + columns, (value / scale).to(tl.float8e4nv), mask=inside)

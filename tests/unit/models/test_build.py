@@ -5,6 +5,7 @@ import pytest
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.mlp import MLP
 from torch import nn
 
 from cosmos_nemo.catalog import DiTShape, Family
@@ -162,6 +163,9 @@ def test_what_the_videos_tokens_pass_may_be_other_blocks_but_not_the_texts_keys_
     class OwnCore(nn.Module):
         pass
 
+    class OwnMLP(MLP):
+        pass
+
     backend = Backend(
         name="x",
         column_linear=Column,
@@ -169,7 +173,7 @@ def test_what_the_videos_tokens_pass_may_be_other_blocks_but_not_the_texts_keys_
         rms_norm=Norm,
         attention=Core,
         meta_config={},
-        fp8=TokenBlocks(OwnColumn, OwnRow, OwnCore),
+        fp8=TokenBlocks(OwnColumn, OwnRow, OwnCore, mlp=OwnMLP),
     )
     layer = layer_spec(TINY, backend).submodules
     attention, cross = layer.full_self_attention.submodules, layer.cross_attention.submodules
@@ -177,6 +181,7 @@ def test_what_the_videos_tokens_pass_may_be_other_blocks_but_not_the_texts_keys_
     assert [attention.linear_qkv, cross.linear_q, mlp.linear_fc1] == [OwnColumn] * 3
     assert [attention.linear_proj, cross.linear_proj, mlp.linear_fc2] == [OwnRow] * 3
     assert (attention.core_attention, cross.core_attention) == (OwnCore, Core)
+    assert layer.mlp.module is OwnMLP
     assert cross.linear_kv is Column
     assert [attention.norm, cross.norm] == [Norm] * 2
 

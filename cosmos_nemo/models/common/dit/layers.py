@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from einops import rearrange
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -241,11 +240,6 @@ def _add_and_modulate(
 ) -> tuple[Tensor, Tensor]:
     """The tokens with a change, and what the next sub-layer, bent by `by`, sees of them."""
     return add_and_modulate(hidden_sBD, change_sBD, gate_BD, by.shift, by.scale, eps=NORM_EPSILON, runs=runs)
-
-
-def mlp_spec(column_linear: type, row_linear: type) -> ModuleSpec:
-    """Megatron's own MLP; its activation, exact GELU, stands in the config."""
-    return ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column_linear, linear_fc2=row_linear))
 
 
 def _head_norm(norm: type | None, config: TransformerConfig) -> nn.Module:

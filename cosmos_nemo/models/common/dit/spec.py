@@ -2,6 +2,7 @@
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional as F
@@ -15,12 +16,11 @@ from cosmos_nemo.models.common.dit.layers import (
     DiTLayer,
     DiTLayerSubmodules,
     SelfAttention,
-    mlp_spec,
 )
 
 
 def layer_spec(shape: DiTShape, backend: Backend) -> ModuleSpec:
-    """One transformer layer out of the back end's blocks."""
+    """One transformer layer out of the back end's blocks; the MLP's activation stands in the config."""
     tokens = backend.tokens
     self_attention = AttentionSubmodules(
         linear_qkv=tokens.column_linear,
@@ -43,7 +43,10 @@ def layer_spec(shape: DiTShape, backend: Backend) -> ModuleSpec:
             cross_attention=ModuleSpec(
                 module=CrossAttention, params={"text_dim": shape.text_dim}, submodules=cross_attention
             ),
-            mlp=mlp_spec(tokens.column_linear, tokens.row_linear),
+            mlp=ModuleSpec(
+                module=tokens.mlp,
+                submodules=MLPSubmodules(linear_fc1=tokens.column_linear, linear_fc2=tokens.row_linear),
+            ),
         ),
     )
 

@@ -150,7 +150,7 @@ def test_fp8_is_the_torch_back_end_with_8_bits_where_the_videos_tokens_pass(
     found = choose_backend(asked, environ, precision="fp8")
     assert (found.name, found.precision) == ("torch", "fp8")
     assert found.tokens == TokenBlocks(
-        fp8.FP8ColumnParallelLinear, fp8.FP8RowParallelLinear, fp8.FP8Attention
+        fp8.FP8ColumnParallelLinear, fp8.FP8RowParallelLinear, fp8.FP8Attention, mlp=fp8.FP8MLP
     )
     elsewhere = (found.column_linear, found.row_linear, found.rms_norm, found.attention)
     assert elsewhere == (ColumnParallelLinear, RowParallelLinear, TorchRMSNorm, TorchAttention)

@@ -107,6 +107,28 @@ def test_a_product_is_that_of_the_rounded_values() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inputs", [48, 40])
+def test_a_product_may_be_that_of_gelu_of_its_tokens(dtype: torch.dtype, inputs: int) -> None:
+    """Also of a matrix that stays as it is."""
+    x, weight = random(4, 3, inputs, dtype=dtype), random(16, inputs, seed=1, dtype=dtype)
+    found = multiply(x, weight, gelu=True)
+    assert torch.equal(found, multiply(F.gelu(x), weight))
+    assert not torch.equal(found, multiply(x, weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_mlp_is_megatrons_with_products_in_8_bits(dtype: torch.dtype) -> None:
+    network = network_in_8_bits().to(dtype)
+    mlp = network.decoder.layers[0].mlp
+    assert isinstance(mlp, fp8.FP8MLP)
+    x = random(4, 2, TINY.hidden_size, dtype=dtype)
+    inner = multiply(x, mlp.linear_fc1.weight)
+    with torch.no_grad():
+        found = mlp(x)[0]
+    assert torch.equal(found, multiply(F.gelu(inner), mlp.linear_fc2.weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_product_has_the_dtype_of_its_tokens(dtype: torch.dtype) -> None:
     x, weight = random(4, 3, 48, dtype=dtype), random(16, 48, seed=1, dtype=dtype)
     found = multiply(x, weight)
@@ -167,9 +189,9 @@ def test_the_linears_of_the_videos_tokens_multiply_in_8_bits_and_no_others_do(
     name_of = {module.weight.data_ptr(): name for name, module in _linears(network)}
     multiplied: list[str] = []
 
-    def noted(x: Tensor, weight: Tensor) -> Tensor:
+    def noted(x: Tensor, weight: Tensor, **how: bool) -> Tensor:
         multiplied.append(name_of[weight.data_ptr()])
-        return multiply(x, weight)
+        return multiply(x, weight, **how)
 
     monkeypatch.setattr(fp8, "multiply", noted)
     called(network)
@@ -190,7 +212,7 @@ def _linears(network: DiT) -> list[tuple[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("name", ["full_self_attention.linear_qkv", "mlp.linear_fc2"])
+@pytest.mark.parametrize("name", ["full_self_attention.linear_qkv", "full_self_attention.linear_proj"])
 def test_a_linear_inside_a_network_gives_the_product_of_the_rounded_values(name: str) -> None:
     """A column parallel and a row parallel one; what stands around them in Megatron adds nothing."""
     linear: Any = network_in_8_bits().decoder.layers[0].get_submodule(name)
