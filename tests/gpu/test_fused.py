@@ -109,7 +109,7 @@ def test_rows_are_rounded_to_8_bits_as_by_operations(dtype: torch.dtype, width: 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("width", [96, 8192, 20480])
 def test_gelu_of_rows_is_rounded_to_8_bits_as_by_operations(dtype: torch.dtype, width: int) -> None:
-    """But for the last bit of float32, which the two compilers may round otherwise."""
+    """But for what lies so near to two levels that the last bits of float32 decide."""
     generator = torch.Generator("cuda").manual_seed(0)
     x = torch.randn(S, width, device="cuda", generator=generator)
     x = (x * torch.linspace(0.01, 8, S, device="cuda")[:, None]).to(dtype)

@@ -145,12 +145,12 @@ class Rounded(NamedTuple):
 
 
 def round_rows(x_RD: Tensor, *, gelu: bool = False) -> Rounded:
-    """Each row, or GELU (the exact one) of it, by its own largest value."""
+    """Each row, or its GELU (the exact one, in float32), by its own largest value."""
     if _has_kernels(x_RD) and x_RD.is_contiguous():
         from cosmos_nemo.models.common import fused_kernels
 
         return Rounded(*fused_kernels.round_rows(x_RD, gelu))
-    x_RD = F.gelu(x_RD) if gelu else x_RD
+    x_RD = F.gelu(x_RD.float()) if gelu else x_RD
     scale = _scale_for(torch.linalg.vector_norm(x_RD.float(), torch.inf, dim=1, keepdim=True))
     return Rounded((x_RD / scale).to(torch.float8_e4m3fn), scale)
 

@@ -9,6 +9,7 @@ _HEADS_A_PROGRAM = 32
 _TOKENS_A_PROGRAM = 64
 _SMALLEST = tl.constexpr(2.0**-100)
 _HALF_ROOT = tl.constexpr(0.5**0.5)
+_LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 def try_out() -> None:
@@ -177,17 +178,35 @@ def _scale_for(largest):
 
 
 @triton.jit
+def _inverse(scale):
+    """Of a power of two: exact, and cheaper than to divide by it."""
+    return ((254 << 23) - scale.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _gelu(x):
+    """relu(x) - |x| erfc(|x| / sqrt(2)) / 2, to 3e-7 |x|: erfc by Abramowitz and Stegun, 7.1.26.
+
+    With Triton's erf the kernel has 43 instructions a value in place of 27, and waits for them.
+    """
+    size = tl.abs(x)
+    part = 1 / (1 + 0.3275911 * _HALF_ROOT * size)
+    sums = 0.7107068705 + part * (-0.7265760135 + part * 0.5307027145)
+    half = part * (0.127414796 + part * (-0.142248368 + part * sums)) * tl.exp2(-0.5 * _LOG2_E * size * size)
+    return tl.maximum(x, 0.0) - size * half
+
+
+@triton.jit
 def _round_rows(x, out, scales, WIDTH: tl.constexpr, BLOCK: tl.constexpr, GELU: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
     value = tl.load(x + row * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
     if GELU:
-        value = 0.5 * value * (1 + tl.math.erf(value * _HALF_ROOT))
-        value = value.to(x.dtype.element_ty).to(tl.float32)
+        value = _gelu(value)
     scale = _scale_for(tl.max(tl.abs(value), 0))
     tl.store(scales + row, scale)
-    tl.store(out + row * WIDTH + columns, (value / scale).to(tl.float8e4nv), mask=inside)
+    tl.store(out + row * WIDTH + columns, (value * _inverse(scale)).to(tl.float8e4nv), mask=inside)
 
 
 @triton.jit
@@ -217,4 +236,4 @@ def _round_heads(
     source = x + sample * stride_b + place * stride_n + tokens[:, None] * stride_s
     target = out + sample * out_b + place * out_n + tokens[:, None] * out_s
     value = tl.load(source + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(target + columns, (value / scale).to(tl.float8e4nv), mask=inside)
+    tl.store(target + columns, (value * _inverse(scale)).to(tl.float8e4nv), mask=inside)
