@@ -97,6 +97,10 @@ DIFFUSION_DECODER_7B = DiTShape(
 
 LOOKS_BACK = 2
 """Frames that every causal convolution of the video tokenizers' decoders sees before its own."""
+FRAMES_PER_PIECE = 8
+"""Latent frames that a tokenizer of Predict1 decodes at once."""
+DECODER_WINDOW = 8
+"""Latent frames that the autoregressive models' diffusion decoder was trained on and makes at once."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -169,13 +169,16 @@ class RecordedTokenizer(RecordedStage):
         self, journal: list[str], *, numbers_frames: bool = False, together: int = 1, **options: Any
     ) -> None:
         super().__init__("tokenizer", journal, **options)
-        self.together = together
+        self.together, self.has_memory = together, True
         self.numbers_frames = numbers_frames
         self.latents: list[Tensor] = []
         self.videos: list[tuple[Tensor, bool | None]] = []
 
     def ranks_for(self, latent_BCTHW: Tensor, group: Any) -> int:
         return min(group.size(), self.together, latent_BCTHW.shape[2])
+
+    def has_room(self, latent_BCTHW: Tensor, group: Any) -> bool:
+        return self.has_memory
 
     def decode_together(self, latent_BCTHW: Tensor, group: Any) -> Tensor | None:
         assert group.rank() < self.ranks_for(latent_BCTHW, group)

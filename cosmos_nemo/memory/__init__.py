@@ -8,7 +8,7 @@ Memory is in bytes, heights and widths in pixels of the video.
 """
 
 from cosmos_nemo.memory.base import GIB, StageMemory
-from cosmos_nemo.memory.frames import decode_shares
+from cosmos_nemo.memory.frames import decode_shares, share_memory
 from cosmos_nemo.memory.order import ORDER, order_of
 from cosmos_nemo.memory.parameters import (
     language_parameters,
@@ -38,6 +38,7 @@ __all__ = [
     "predict",
     "published_offloads",
     "published_rows",
+    "share_memory",
     "stage_memory",
     "token_generation_memory",
     "token_parameters",

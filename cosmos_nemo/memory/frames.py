@@ -1,6 +1,7 @@
 """The stages of frames: video tokenizers and the video guard."""
 
 from cosmos_nemo.catalog import (
+    FRAMES_PER_PIECE,
     LOOKS_BACK,
     DiscreteTokenizerShape,
     ModelCard,
@@ -29,7 +30,6 @@ _DISCRETE_WORK = 3 * GIB / (40 * 64)
 """Of the discrete tokenizer, a cell of 16 x 16 pixels: three GiB for nine frames of 1024 x 640."""
 
 _LATENT_CELLS, _CHANNELS = 88 * 160, 128
-_FRAMES_PER_PIECE = 8
 _TOKENIZER_ENCODER, _TOKENIZER_DECODER = 42_914_864, 62_738_832
 _DISCRETE_TOKENIZER = 110_900_000
 _WAN_TOKENIZER, _WAN_CHANNELS = 126_892_531, 96
@@ -42,38 +42,58 @@ def decode_shares(
     """Latent frames of each of the ranks that decode a video at the same time, one behind the other.
 
     A single share, of all frames, where they are too few for two ranks, or too many: a rank alone goes
-    through them piece by piece, and ranks together cannot.
+    through them piece by piece, and ranks together cannot. Whether a rank's GPU has the memory for its share
+    (share_memory) is asked when the time comes.
     """
     frames, rows, columns = latent_THW
     shares = [share for share in shares_of(frames, num_ranks, least=LOOKS_BACK) if share]
     if isinstance(shape, WanTokenizerShape):
         most = _WAN_AT_ONCE * _LATENT_CELLS * _WAN_CHANNELS / (rows * columns * shape.channels)
     else:
-        most = _FRAMES_PER_PIECE
+        most = FRAMES_PER_PIECE
     return shares if shares[0] <= most else [frames]
 
 
-def tokenizer_memory(card: ModelCard, latent_THW: tuple[int, int, int], *, num_ranks: int = 1) -> StageMemory:
-    """Decoding: the pieces after the middle block, or the middle block itself, whichever needs more.
+def tokenizer_memory(card: ModelCard, latent_THW: tuple[int, int, int]) -> StageMemory:
+    """Decoding by one rank, piece by piece. What looks at images has the encoder's weights too."""
+    shape = card.tokenizer
+    if isinstance(shape, WanTokenizerShape):
+        return StageMemory("tokenizer", _wan_weights(shape), _wan_work(shape, latent_THW, 1))
+    return StageMemory("tokenizer", _weights(shape, card.starts_from_frames), _work(shape, latent_THW))
 
-    What looks at images has the encoder's weights too. num_ranks: that make the video together.
-    """
+
+def share_memory(
+    shape: TokenizerShape | WanTokenizerShape, latent_THW: tuple[int, int, int], share: int
+) -> StageMemory:
+    """Decoding by one of several ranks: a share of so many latent frames, at once."""
+    if isinstance(shape, WanTokenizerShape):
+        return StageMemory("tokenizer", _wan_weights(shape), _wan_work(shape, latent_THW, share))
+    return StageMemory("tokenizer", _weights(shape, False), _work(shape, latent_THW))
+
+
+def _weights(shape: TokenizerShape, encodes: bool) -> int:
+    parameters = _TOKENIZER_DECODER + (_TOKENIZER_ENCODER if encodes else 0)
+    return int(parameters * (shape.channels / _CHANNELS) ** 2) * BFLOAT16
+
+
+def _work(shape: TokenizerShape, latent_THW: tuple[int, int, int]) -> int:
+    """The pieces after the middle block, or the middle block itself, whichever needs more."""
     frames, rows, columns = latent_THW
-    if isinstance(card.tokenizer, WanTokenizerShape):
-        share = rows * columns / _LATENT_CELLS * card.tokenizer.channels / _WAN_CHANNELS
-        weights = int(_WAN_TOKENIZER * (card.tokenizer.channels / _WAN_CHANNELS) ** 2) * BFLOAT16
-        shares = decode_shares(card.tokenizer, latent_THW, num_ranks)
-        at_once = shares[0] if len(shares) > 1 else 1
-        work = _WAN_DECODE_GIB + at_once * _WAN_DECODE_GIB_PER_LATENT_FRAME
-        return StageMemory("tokenizer", weights, int(share * work * GIB))
-    cells, channels = rows * columns / _LATENT_CELLS, card.tokenizer.channels / _CHANNELS
-    pieces = _DECODE_GIB + _DECODE_GIB_PER_LATENT_FRAME * min(frames, _FRAMES_PER_PIECE)
+    cells = rows * columns / _LATENT_CELLS * shape.channels / _CHANNELS * GIB
+    pieces = _DECODE_GIB + _DECODE_GIB_PER_LATENT_FRAME * min(frames, FRAMES_PER_PIECE)
     at_once = frames if frames < 2 else 2 + frames % 2
     scores = _COPIES_OF_SCORES * at_once * (rows * columns) ** 2 * BFLOAT16
-    middle = cells * channels * _MIDDLE_GIB_PER_LATENT_FRAME * frames * GIB + scores
-    encoder = _TOKENIZER_ENCODER if card.starts_from_frames else 0
-    weights = int((encoder + _TOKENIZER_DECODER) * channels**2) * BFLOAT16
-    return StageMemory("tokenizer", weights, int(max(cells * channels * pieces * GIB, middle)))
+    return int(max(cells * pieces, cells * _MIDDLE_GIB_PER_LATENT_FRAME * frames + scores))
+
+
+def _wan_weights(shape: WanTokenizerShape) -> int:
+    return int(_WAN_TOKENIZER * (shape.channels / _WAN_CHANNELS) ** 2) * BFLOAT16
+
+
+def _wan_work(shape: WanTokenizerShape, latent_THW: tuple[int, int, int], at_once: int) -> int:
+    _, rows, columns = latent_THW
+    cells = rows * columns / _LATENT_CELLS * shape.channels / _WAN_CHANNELS * GIB
+    return int(cells * (_WAN_DECODE_GIB + at_once * _WAN_DECODE_GIB_PER_LATENT_FRAME))
 
 
 def discrete_tokenizer_memory(shape: DiscreteTokenizerShape, latent_THW: tuple[int, int, int]) -> StageMemory:

@@ -42,7 +42,7 @@ def stage_memory(
     stages = {
         "text_encoder": text_encoder_memory(card, itemsize=text_encoder_itemsize),
         "denoise": denoise_memory(card.network, latent, plan=plan or Plan(), num_branches=branches),
-        "tokenizer": tokenizer_memory(card, latent, num_ranks=(plan or Plan()).ranks_per_replica),
+        "tokenizer": tokenizer_memory(card, latent),
     }
     if guardrails:
         stages["text_guard"] = text_guard_memory()

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from cosmos_nemo.catalog import ModelCard, TokenModel, TokenShape
+from cosmos_nemo.catalog import DECODER_WINDOW, ModelCard, TokenModel, TokenShape
 from cosmos_nemo.memory.base import BFLOAT16, StageMemory
 from cosmos_nemo.memory.denoise import denoise_memory
 from cosmos_nemo.memory.frames import discrete_tokenizer_memory, tokenizer_memory, video_guard_memory
@@ -13,27 +13,24 @@ from cosmos_nemo.plan import Plan
 _BYTES_TO_DRAW = 64
 """For each logit on top of itself: its place in the order, and float64 probabilities and their sums."""
 
-_DECODER_WINDOW = 8
-
 
 def token_stages(
     card: ModelCard, tokens: TokenModel, *, plan: Plan, guardrails: bool = True, batch_size: int = 1
 ) -> tuple[StageMemory, ...]:
     """Of an autoregressive model, with its decoder if it has one; batch_size: videos drawn together.
 
-    The decoder makes at most _DECODER_WINDOW latent frames at once.
+    The decoder makes at most DECODER_WINDOW latent frames at once.
     """
     _, rows, columns = tokens.network.latent_THW
     side = tokens.tokenizer.spatial_compression // card.tokenizer.spatial_compression
-    latent = _DECODER_WINDOW, rows * side, columns * side
+    latent = DECODER_WINDOW, rows * side, columns * side
     stages = [
         discrete_tokenizer_memory(tokens.tokenizer, tokens.network.latent_THW),
         token_generation_memory(tokens.network, tensor_parallel=plan.tp, batch_size=batch_size),
     ]
     if card.has_diffusion_decoder:
         decoder = denoise_memory(card.network, latent, plan=plan, num_branches=card.num_branches)
-        tokenizer = tokenizer_memory(card, latent, num_ranks=plan.ranks_per_replica)
-        stages += [replace(decoder, name="diffusion_decoder"), tokenizer]
+        stages += [replace(decoder, name="diffusion_decoder"), tokenizer_memory(card, latent)]
     if guardrails:
         stages.append(video_guard_memory(latent))
     return tuple(stages)

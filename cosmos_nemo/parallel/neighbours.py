@@ -10,7 +10,7 @@ def hand_on(mine: Tensor, group: ProcessGroup, *, is_first: bool, is_last: bool)
     """What the rank before has handed on, of the same shape; None on the first rank.
 
     Each rank from the first to the last that takes part calls this as often as the others. NCCL wants an
-    operation of all ranks of the group before the first of some: the text's embeddings were one.
+    operation of all ranks of the group before the first of some, such as rank_zero.on_all.
     """
     rank = group.rank()
     arrived = None if is_first else torch.empty_like(mine)

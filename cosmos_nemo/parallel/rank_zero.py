@@ -75,6 +75,15 @@ def everywhere(work: Callable[[], T], group: ProcessGroup) -> T:
     return value  # type: ignore[return-value]
 
 
+def on_all(is_so: bool, group: ProcessGroup, device: torch.device) -> bool:
+    """Whether it is so on every rank, by a collective of the whole group on the device."""
+    if group.size() == 1:
+        return is_so
+    answer = torch.tensor(int(is_so), device=device)
+    dist.all_reduce(answer, dist.ReduceOp.MIN, group=group)
+    return bool(answer)
+
+
 def _header_of(value: Any) -> Any:
     """What travels by pickle: a tensor's shape and kind, or the value itself."""
     if isinstance(value, Tensor):

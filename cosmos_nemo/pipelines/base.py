@@ -1,5 +1,6 @@
 """What all pipelines have in common: their stages, the ranks they run on, and how a failure ends."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from cosmos_nemo.parallel.rank_zero import everywhere, only_rank_zero
+from cosmos_nemo.parallel.rank_zero import everywhere, on_all, only_rank_zero
 from cosmos_nemo.request import RequestError, Text2WorldRequest
 from cosmos_nemo.sampling.samplers import OnStep
 from cosmos_nemo.stages.base import Stage
@@ -24,6 +25,8 @@ from cosmos_nemo.stages.skip import Skip
 from cosmos_nemo.stages.text_encoder import TextEncoder
 from cosmos_nemo.stages.tokenizer_choice import AnyTokenizer
 from cosmos_nemo.stages.visual_input import VisualInputError
+
+logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[str], OnStep | None]
 """Given what is done, "denoise" or "denoise chunk 2 of 3" or DRAWING, what to call at its network calls."""
@@ -113,13 +116,19 @@ def decode_latents(
 ) -> list[Tensor | None]:
     """Each latent's frames, uint8 [T, H, W, 3] on the first rank's CPU, and None elsewhere.
 
-    Every rank has the latents; several ranks decode one together where each gets enough frames of it, and
-    not too many. What loading raises reaches all of them, and so does what the first one raises that decodes
-    alone; of ranks that decode together one that fails ends the job, as in the network's calls.
+    Every rank has the latents; several ranks decode one together where each gets enough frames of it, not
+    too many, and all have the memory. What loading raises reaches all of them, and so does what the first one
+    raises that decodes alone; of ranks that decode together one that fails ends the job, as in the network's
+    calls.
 
     following: a stage that is sure to be needed then, prefetched meanwhile on the first rank.
     """
     counts = [tokenizer.ranks_for(latent_BCTHW, ranks) for latent_BCTHW in latents]
+    if max(counts) > 1:
+        has_room = all(tokenizer.has_room(latent_BCTHW, ranks) for latent_BCTHW in latents)
+        if not on_all(has_room, ranks, tokenizer.device):
+            logger.info("one rank decodes the video: together not every rank's GPU has the memory")
+            counts = [1] * len(latents)
     if max(counts) == 1:
         if ranks.rank() > 0:
             tokenizer.park()  # it may have been prefetched

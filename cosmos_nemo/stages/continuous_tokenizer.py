@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from cosmos_nemo.catalog import TokenizerShape, WanTokenizerShape
-from cosmos_nemo.memory import decode_shares
+from cosmos_nemo.memory import decode_shares, share_memory
 from cosmos_nemo.models.video_tokenizer.model import PARTS, to_uint8
 from cosmos_nemo.parallel.neighbours import join_on_first
 from cosmos_nemo.stages.base import Stage
+from cosmos_nemo.stages.parked import free_bytes
 
 
 class ContinuousTokenizer(Stage):
@@ -59,13 +60,23 @@ class ContinuousTokenizer(Stage):
         return frames_of(self.pieces(latent_BCTHW.to(self.device)), count)
 
     def ranks_for(self, latent_BCTHW: Tensor, group: ProcessGroup) -> int:
-        """How many of the group's first ranks decode such a latent together; see memory.decode_shares."""
+        """How many of the group's first ranks can decode such a latent together; see memory.decode_shares."""
         return len(self._shares(latent_BCTHW, group))
+
+    def has_room(self, latent_BCTHW: Tensor, group: ProcessGroup) -> bool:
+        """Whether this rank's GPU has the memory for its share, if it has one of several. A CPU has."""
+        shares = self._shares(latent_BCTHW, group)
+        if self.device.type != "cuda" or not 1 < len(shares) > group.rank():
+            return True
+        frames, rows, columns = latent_BCTHW.shape[2:]
+        needed = share_memory(self.shape, (frames, rows, columns), shares[group.rank()])
+        return free_bytes(self.device) >= needed.weights + needed.work
 
     def decode_together(self, latent_BCTHW: Tensor, group: ProcessGroup) -> Tensor | None:
         """`decode` by the `ranks_for` it, a piece each at the same time; the frames on the first rank.
 
-        Each of these ranks, and no other, enters the stage and calls it with the same latent.
+        Each of these ranks, and no other, enters the stage and calls it with the same latent. Before the
+        first time every rank of the group took part in rank_zero.on_all, of the answers to has_room.
         """
         shares = self._shares(latent_BCTHW, group)
         if len(shares) == 1:

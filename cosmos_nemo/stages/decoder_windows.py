@@ -9,12 +9,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-WINDOW, OVERLAP = 8, 2
-"""Latent frames that the released decoder was trained on, and those that two windows share."""
+from cosmos_nemo.catalog import DECODER_WINDOW
+
+OVERLAP = 2
+"""Latent frames that two windows share."""
 _FRAMES_PER_LATENT = 8
 
 
-def split_windows(num_frames: int, *, window: int = WINDOW, overlap: int = OVERLAP) -> list[list[int]]:
+def split_windows(
+    num_frames: int, *, window: int = DECODER_WINDOW, overlap: int = OVERLAP
+) -> list[list[int]]:
     """The latent frames that each window is made of; the last is completed by going back, and forth again.
 
     5 frames make one window of 0 1 2 3 4 3 2 1; a single frame is repeated. ValueError for no frame.

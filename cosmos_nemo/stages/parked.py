@@ -277,10 +277,7 @@ class CudaTransfer:
         return buffer
 
     def can_prefetch(self, host: Tensor, *, reserve: int) -> bool:
-        """What PyTorch's allocator holds unused counts as free: it gives it back before it fails."""
-        free, _ = torch.cuda.mem_get_info(self.device)
-        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        return host.is_pinned() and free + unused - reserve >= host.numel()
+        return host.is_pinned() and free_bytes(self.device) - reserve >= host.numel()
 
     def start(self, host: Tensor) -> CudaArrival:
         """The buffer belongs to the current stream: what is freed there can be used again for it.
@@ -325,6 +322,12 @@ class CudaTransfer:
             torch.cuda.synchronize(self.device)
         except RuntimeError as error:
             logger.debug("expected: %s", error)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Of a GPU. What PyTorch's allocator holds unused counts: it gives it back before it fails."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def _unpin(address: int, device: torch.device) -> None:

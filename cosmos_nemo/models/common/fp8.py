@@ -74,8 +74,7 @@ def _multiply_on_gpu(x: Rounded, weight: Rounded) -> Tensor:
             use_fast_accum=x.values.shape[1] <= _FAST,
         )
     except RuntimeError as error:
-        if _is_out_of_memory(error):
-            raise
+        _raise_if_fatal(error)
         raise BackendError(
             "--precision fp8 cannot run here: a product in 8 bits with a scale for each row failed on this "
             f"GPU ({_first_line(error)}). Pass --precision bf16."
@@ -150,8 +149,7 @@ class FP8Attention(TorchAttention):
             try:
                 return attend(q_SBNK, k_LBNK, v_LBNK)
             except (RuntimeError, ValueError, AssertionError) as error:
-                if _is_out_of_memory(error):
-                    raise torch.OutOfMemoryError(str(error)) from error
+                _raise_if_fatal(error)
                 self.has_no_kernel.add(key)
                 tokens = f"{q_SBNK.shape[0]} tokens among {k_LBNK.shape[0]}"
                 _warn(f"{name} has no kernel for {tokens}: {_first_line(error)}")
@@ -183,10 +181,18 @@ KERNELS = (
 )
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Also as Transformer Engine and cuDNN say it, whose errors are RuntimeErrors of any kind."""
+def _raise_if_fatal(error: Exception) -> None:
+    """What says nothing of kernels: too little memory, or a GPU on which something has failed before.
+
+    OutOfMemoryError also for what Transformer Engine, cuDNN and cuBLAS say in RuntimeErrors of any kind.
+    """
     said = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in said or "alloc_failed" in said
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error
+    if "out of memory" in said or "alloc_failed" in said:
+        raise torch.OutOfMemoryError(str(error)) from error
+    if "cuda error" in said:  # a kernel's failure is told by whatever is called after it
+        raise error
 
 
 def _first_line(error: Exception) -> str:

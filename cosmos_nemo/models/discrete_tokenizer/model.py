@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from cosmos_nemo.catalog import DiscreteTokenizerShape
+from cosmos_nemo.catalog import FRAMES_PER_PIECE, DiscreteTokenizerShape
 from cosmos_nemo.models.discrete_tokenizer.fsq import codes_of, ids_of, nearest_codes
 from cosmos_nemo.models.video_tokenizer.encoding import encode
-from cosmos_nemo.models.video_tokenizer.model import FRAMES_PER_PIECE, MODULES, PARTS
+from cosmos_nemo.models.video_tokenizer.model import MODULES, PARTS
 from cosmos_nemo.models.video_tokenizer.model import build_autoencoder as build_continuous
 from cosmos_nemo.models.video_tokenizer.streaming import decode_pieces
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLCosmos
 
-__all__ = ["FRAMES_PER_PIECE", "MODULES", "PARTS", "DiscreteTokenizer", "build_autoencoder"]
+__all__ = ["MODULES", "PARTS", "DiscreteTokenizer", "build_autoencoder"]
 
 
 def build_autoencoder(

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from cosmos_nemo.catalog import TokenizerShape
+from cosmos_nemo.catalog import FRAMES_PER_PIECE, TokenizerShape
 from cosmos_nemo.models.video_tokenizer.encoding import encode
 from cosmos_nemo.models.video_tokenizer.streaming import decode_pieces, decode_share
 
@@ -22,7 +22,6 @@ MODULES = {"encoder": ("encoder", "quant_conv"), "decoder": ("decoder", "post_qu
 PARTS = tuple(MODULES)
 
 # 121 frames of 704x1280 then peak at 6 GiB on an H200.
-FRAMES_PER_PIECE = 8
 
 
 def build_autoencoder(

@@ -1,6 +1,7 @@
 """--precision fp8: what it rounds and how, and which kernel attends; tests/gpu has the kernels themselves."""
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -392,6 +393,14 @@ def test_a_gpu_without_memory_is_no_missing_kernel(
     assert (attention(*heads(5), 5) == 1).all()
 
 
+def test_a_gpu_that_has_failed_before_is_no_missing_kernel(caplog: pytest.LogCaptureFixture) -> None:
+    first, second = Tried("a"), Tried("b")
+    first.raises = lambda q: RuntimeError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        attention_by(first, second)(*heads(5), 5)
+    assert second.calls == [] and not warnings_of(caplog)
+
+
 def test_an_error_of_our_own_is_not_taken_for_a_missing_kernel() -> None:
     first = Tried("a")
     first.raises = lambda q: TypeError("flash_attn_func() got an unexpected keyword argument")
@@ -451,10 +460,35 @@ def test_a_gpu_whose_products_fail_is_named_with_the_way_out(
     assert str(raised.value).endswith(f"({said.partition(chr(10))[0]}). Pass --precision bf16.")
 
 
-def test_a_gpu_without_memory_for_a_product_keeps_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(torch, "_scaled_mm", full)
-    with pytest.raises(torch.OutOfMemoryError):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA driver error: out of memory"),
+    ],
+)
+def test_a_gpu_without_memory_for_a_product_says_so(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    multiplied_as(error, monkeypatch)
+    with pytest.raises(torch.OutOfMemoryError, match=re.escape(str(error))):
         fp8._multiply_on_gpu(some_rows(2, 16), some_rows(3, 16))
+
+
+def test_a_product_on_a_gpu_that_has_failed_before_is_no_matter_of_precision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A BackendError would send a person to --precision bf16, and hide where it comes from."""
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    multiplied_as(error, monkeypatch)
+    with pytest.raises(RuntimeError, match="illegal memory access") as raised:
+        fp8._multiply_on_gpu(some_rows(2, 16), some_rows(3, 16))
+    assert raised.value is error
+
+
+def multiplied_as(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "_scaled_mm", failing)

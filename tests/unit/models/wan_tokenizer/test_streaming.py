@@ -161,7 +161,7 @@ def test_channels_that_lie_together_stay_so_and_give_the_same_frames(size: int) 
         doubles = [not last.is_first or piece.shape[2] > 1] * 2
         with Watch() as watch:
             video = _decode_piece(decoder, piece.contiguous(memory_format=LAST), last)
-        assert (video - wanted).abs().max() <= 1e-5 * wanted.std()
+        assert (video - wanted).abs().max() <= 5e-5 * wanted.std()
         assert len(watch.convolutions) > 20 and all(watch.convolutions)
         # What is kept for the next piece, frames doubled, sizes doubled, and around the attention.
         assert watch.clones <= len(last.frames) + sum(doubles) + 3 + 2
