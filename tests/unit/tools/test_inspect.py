@@ -1,4 +1,6 @@
 import argparse
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cosmos_nemo.checkpoint.card_file import read_card_file
 from cosmos_nemo.checkpoint.fingerprint import fingerprint
 from cosmos_nemo.checkpoint.reader import LazyTensor
 from cosmos_nemo.checkpoint.writer.token_transformer import write_token_model_pt, write_token_torch_dist
@@ -71,6 +74,26 @@ def test_a_card_json_is_shown(run, tmp_path):
     (tmp_path / "card.json").write_text('{"num_steps": 4}')
     _, lines, _ = run(tmp_path)
     assert facts(lines)["card.json"] == '{"num_steps": 4}'
+
+
+def test_a_card_json_at_a_repositorys_root_is_that_of_the_checkpoint_in_its_nemo_folder(run, tmp_path):
+    """As for the doors, which take it if the repository is named, and not if its nemo folder is."""
+    shutil.copytree(GOLDEN / "nemo_text_torch_dist" / "weights", tmp_path / "nemo" / "weights")
+    (tmp_path / "card.json").write_text('{"num_steps": 4}')
+    _, lines, _ = run(tmp_path)
+    assert facts(lines)["card.json"] == '{"num_steps": 4}' == json.dumps(read_card_file(tmp_path))
+    assert any(line.startswith("differs in") and '"num_steps": 4' in line for line in lines)
+    _, lines, _ = run(tmp_path / "nemo")
+    assert "card.json" not in facts(lines) and read_card_file(tmp_path / "nemo") == {}
+
+
+def test_so_is_that_of_an_autoregressive_transformer(run, tmp_path):
+    lazy = {name: LazyTensor.of(tensor) for name, tensor in random_weights(SCALED).items()}
+    write_token_torch_dist(tmp_path / "nemo", lazy, shape=SCALED)
+    (tmp_path / "card.json").write_text('{"tokens": {"network": {"latent_THW": [3, 2, 4]}}}')
+    _, lines, _ = run(tmp_path)
+    assert facts(lines)["video"] == "3 x 2 x 4 tokens, as card.json says"
+    assert "card.json" in facts(lines)
 
 
 def test_a_checkpoint_of_another_kind_is_described_too(run, tmp_path):
