@@ -100,7 +100,7 @@ def _diffusion_facts(checkpoint: "Checkpoint", asked: Path) -> Iterator[tuple[st
     network_rules(shape, merged)
     yield "family", _DIFFUSION_FAMILIES[shape.family]
     nearest = "nearest to " if identity.overrides else ""
-    yield "model", f"{nearest}{identity.name}"
+    yield "model", nearest + " or ".join((identity.name, *identity.others))
     yield "layers", f"{shape.num_layers}, width {shape.hidden_size}, {shape.num_heads} heads"
     if shape.family is Family.TOKEN_DECODER:
         yield "vocabulary", f"{shape.token_vocab:,} tokens, {shape.token_dim} channels each"
@@ -125,8 +125,8 @@ def _token_facts(checkpoint: "Checkpoint", asked: Path) -> Iterator[tuple[str, s
     shape = identity.card.tokens.network
     token_rules(shape, checkpoint)
     yield "family", "autoregressive transformer of video tokens"
-    same = models_of_the_same_sizes(identity)
-    yield "model", " or ".join(same) if same else f"nearest to {identity.base.name}"
+    nearest = "" if models_of_the_same_sizes(identity) else "nearest to "
+    yield "model", nearest + " or ".join((identity.name, *identity.others))
     heads = f"{shape.num_heads} heads of {shape.head_dim}, {shape.num_kv_heads} of keys and values"
     yield "layers", f"{shape.num_layers}, width {shape.hidden_size} (MLP {shape.ffn_hidden_size}), {heads}"
     yield "vocabulary", f"{shape.vocab_size:,} tokens"

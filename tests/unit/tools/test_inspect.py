@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from cosmos_nemo.checkpoint.card_file import read_card_file
 from cosmos_nemo.checkpoint.fingerprint import fingerprint
+from cosmos_nemo.checkpoint.locate import EMBEDDED
 from cosmos_nemo.checkpoint.reader import LazyTensor
 from cosmos_nemo.checkpoint.writer.token_transformer import write_token_model_pt, write_token_torch_dist
 from cosmos_nemo.tools import inspect
@@ -136,6 +137,15 @@ def test_a_network_that_takes_given_frames_is_a_video2worlds(run, tmp_path):
     assert facts(lines)["model"] == "nearest to Cosmos-1.0-Diffusion-7B-Video2World"
     (differs,) = [line for line in lines if line.startswith("differs in")]
     assert "takes_given_mask" not in differs
+
+
+def test_models_of_the_same_sizes_are_told_together_unless_one_is_named(run, tmp_path):
+    named = EMBEDDED / "Cosmos-Nano-WorldInterpolator" / "nemo"
+    shutil.copytree(named / "weights", tmp_path / "mine")
+    _, lines, _ = run(named)
+    assert facts(lines)["model"] == "Cosmos-Nano-WorldInterpolator"
+    _, lines, _ = run(tmp_path / "mine")
+    assert facts(lines)["model"] == "Cosmos-Nano-Video2World or Cosmos-Nano-WorldInterpolator"
 
 
 @pytest.mark.parametrize("layout", ["predict1", "nemo"])
