@@ -10,7 +10,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
@@ -194,7 +195,8 @@ def _status_and_text(error: Exception, ranks: Ranks) -> tuple[int, str]:
     if isinstance(error, GuardrailUnavailable | ItemError | UpsamplerError):
         return _FAILED, f"{type(error).__name__}: {error}"
     shown = f"rank {ranks.rank} failed:\n{traceback.format_exc()}"
-    return _FAILED, f"{shown.rstrip()}\n{_ABOUT_MEMORY}" if _is_out_of_memory(error) else shown
+    is_told = not _is_out_of_memory(error) or getattr(error, "__notes__", [])
+    return _FAILED, shown if is_told else f"{shown.rstrip()}\n{_ABOUT_MEMORY}"
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -235,21 +237,37 @@ def _make(job: "Job", company: "Company", *, flag_names: Mapping[str, str]) -> i
         print(f"{job.card.name} on {job.plan.num_ranks} rank(s): {job.plan}; {computed_by(job)}")
         for line in remarks(job):
             print(in_own_names(line, flag_names))
-    tally = make_items(
-        job,
-        pipeline_of(job, groups),
-        groups,
-        tell=lambda line: print(line, flush=True),
-        on_progress=_progress if groups.rank == 0 else lambda name: None,
-        versions=versions(),
-        turns=Turns(company.store, groups),
-    )
+    with _memory_told(job):
+        tally = make_items(
+            job,
+            pipeline_of(job, groups),
+            groups,
+            tell=lambda line: print(line, flush=True),
+            on_progress=_progress if groups.rank == 0 else lambda name: None,
+            versions=versions(),
+            turns=Turns(company.store, groups),
+        )
     if groups.rank == 0 and job.is_batch:
         print(
             f"{tally.made} {job.request.made}s made, {tally.found} were there, {tally.blocked} blocked, "
             f"{tally.failed} failed, {len(job.bad_lines)} bad lines"
         )
     return _FAILED if job.bad_lines or tally.failed else _BLOCKED if tally.blocked else 0
+
+
+@contextmanager
+def _memory_told(job: "Job") -> Iterator[None]:
+    """Adds to an error of the device's memory which stage had too little, and what would help."""
+    from cosmos_nemo.job.predicted import out_of_memory
+    from cosmos_nemo.stages.base import stage_without_memory
+
+    try:
+        yield
+    except Exception as error:
+        stage = stage_without_memory(error)
+        if stage is not None and (told := out_of_memory(job, stage)) is not None:
+            error.add_note(told)
+        raise
 
 
 def check_same_device(company: "Company", device_type: str) -> None:

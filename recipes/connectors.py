@@ -138,6 +138,7 @@ class CosmosImporter(CosmosConnector):
 
     def init(self) -> "CosmosModel":
         """The model of the source, unfilled."""
+        from cosmos_nemo.checkpoint.card_file import read_card_file
         from cosmos_nemo.checkpoint.identity import identify
         from cosmos_nemo.checkpoint.network import open_network
         from cosmos_nemo.checkpoint.token_identity import holds_token_transformer, identify_tokens
@@ -145,7 +146,8 @@ class CosmosImporter(CosmosConnector):
 
         checkpoint = open_network(self.source)
         find = identify_tokens if holds_token_transformer(checkpoint) else identify
-        found = find(checkpoint, model=self.card.name if self.card else None)
+        model = self.card.name if self.card else None
+        found = find(checkpoint, model=model, overrides=read_card_file(self.source))
         config = CosmosConfig(
             model=found.base.name, overrides=found.overrides, diffusion_decoder=found.is_decoder
         )

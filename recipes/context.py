@@ -27,7 +27,7 @@ from torchx.specs import AppState
 from cosmos_nemo.catalog import CatalogError
 from cosmos_nemo.request import RequestError
 from cosmos_nemo_recipes import config_file, generate
-from cosmos_nemo_recipes.executors import EXECUTORS
+from cosmos_nemo_recipes.executors import EXECUTORS, with_our_parameters
 from cosmos_nemo_recipes.overrides import (
     RecipeError,
     apply_overrides,
@@ -92,6 +92,8 @@ class CosmosContext(RunContext):
                 raise RecipeError(
                     f"executor.{word} cannot be read as what that field holds. Like this: {_EXAMPLES}"
                 ) from None
+        if name == "slurm" and config.additional_parameters is not None:
+            config.additional_parameters = with_our_parameters(config.additional_parameters)
         if missing := missing_fields(config, "executor."):
             raise RecipeError(f"{' and '.join(missing)} must be given: {missing[0]}=VALUE.")
         return config

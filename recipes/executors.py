@@ -4,7 +4,13 @@
 all fields are nemo_run's own.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import nemo_run as run
+
+_SBATCH = {"requeue": True}
+"""What sbatch is told beside the executor's fields."""
 
 
 def torchrun() -> run.Config[run.LocalExecutor]:
@@ -40,9 +46,20 @@ def slurm() -> run.Config[run.SlurmExecutor]:
     return run.Config(
         run.SlurmExecutor,
         time="04:00:00",
-        additional_parameters={"requeue": True},
+        additional_parameters=dict(_SBATCH),
         packager=run.Config(run.Packager),
     )
+
+
+def with_our_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A person's additional_parameters over those of `slurm`.
+
+    What is None or False is left out, and requeue also beside no_requeue: sbatch takes no value for either.
+    """
+    names = {name.replace("-", "_") for name in given}
+    ours = {name: value for name, value in _SBATCH.items() if f"no_{name}" not in names}
+    both = {**ours, **given}
+    return {name: value for name, value in both.items() if value is not None and value is not False}
 
 
 EXECUTORS = {

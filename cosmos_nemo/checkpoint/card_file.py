@@ -15,6 +15,7 @@ CARD_FILE = "card.json"
 def find_card_file(path: Path) -> Path | None:
     """card.json of the checkpoint at `path`: in the folder, beside the file, above a `weights` folder, or in
     the `nemo` folder of a repository."""
+    path = path.expanduser()
     folder = path.parent if path.is_file() else path
     folders = [folder, folder.parent if folder.name == "weights" else folder / "nemo"]
     return next((f / CARD_FILE for f in folders if (f / CARD_FILE).is_file()), None)

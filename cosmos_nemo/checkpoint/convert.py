@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cosmos_nemo.catalog import Family
 from cosmos_nemo.checkpoint.aux_vars import copy_aux_vars
+from cosmos_nemo.checkpoint.card_file import read_card_file
 from cosmos_nemo.checkpoint.identity import Identity, identify
 from cosmos_nemo.checkpoint.names import network_rules
 from cosmos_nemo.checkpoint.network import open_network
@@ -75,7 +76,8 @@ def convert(
     refuse_existing(target)
     checkpoint = open_network(source, averaged=averaged)
     plan = _plan_tokens if holds_token_transformer(checkpoint) else _plan_diffusion
-    conversion = plan(checkpoint, to=to, model=model, overrides=overrides)
+    stated = read_card_file(source) if overrides is None else overrides
+    conversion = plan(checkpoint, to=to, model=model, overrides=stated)
     if dtype is None:
         _refuse_mixed(checkpoint, conversion.rules)
     tensors = lazy_network(checkpoint, rules=conversion.rules, dtype=dtype)
@@ -99,7 +101,7 @@ class _Conversion:
 
 
 def _plan_diffusion(
-    checkpoint: Checkpoint, *, to: str, model: str | None, overrides: Mapping[str, Any] | None
+    checkpoint: Checkpoint, *, to: str, model: str | None, overrides: Mapping[str, Any]
 ) -> _Conversion:
     identity = identify(checkpoint, model=model, overrides=overrides)
     shape = identity.card.network
@@ -111,7 +113,7 @@ def _plan_diffusion(
 
 
 def _plan_tokens(
-    checkpoint: Checkpoint, *, to: str, model: str | None, overrides: Mapping[str, Any] | None
+    checkpoint: Checkpoint, *, to: str, model: str | None, overrides: Mapping[str, Any]
 ) -> _Conversion:
     identity = identify_tokens(checkpoint, model=model, overrides=overrides)
     assert identity.card.tokens is not None

@@ -9,10 +9,10 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from cosmos_nemo.checkpoint import hub, verified
-from cosmos_nemo.checkpoint.hub import HubError, HubFile, Listing
+from cosmos_nemo.checkpoint.hub import HubError, HubFile, Listing, UnreachableError
 from cosmos_nemo.checkpoint.released import HubFiles, lacking
 from cosmos_nemo.checkpoint.released import wanted as wanted_of
 
@@ -160,6 +160,8 @@ class Found:
     """Still to be fetched."""
     problem: str = ""
     """Why it cannot be made complete; without a listing and a problem it is complete as it is."""
+    is_unreachable: bool = False
+    """The problem is that the hub did not answer."""
 
     @property
     def complaint(self) -> str:
@@ -176,9 +178,12 @@ def download(wanted: Sequence[HubFiles], place: Place, *, dry_run: bool, say: Sa
         _say_found(one, place, say, warn, in_full=dry_run)
     fits = _say_total(found, place, say, warn)
     if dry_run or not fits:
+        _say_ways_to_the_hub(found, warn)
         return 0 if fits and not any(one.problem for one in found) else 1
     ended = [_fetch(one, place, say, warn) for one in found]
-    return _say_end(ended, place, say, warn)
+    status = _say_end(ended, place, say, warn)
+    _say_ways_to_the_hub(ended, warn)
+    return status
 
 
 def size_text(num_bytes: int) -> str:
@@ -206,8 +211,9 @@ def _look(files: HubFiles, place: Place) -> Found:
         if missing:
             hub.check_access(files, listing)
     except HubError as error:
-        # What is complete needs no leave of the hub.
-        return Found(files=files, listing=listing, problem=str(error) if place.complaint(files) else "")
+        if not place.complaint(files):  # what is complete needs no leave of the hub
+            return Found(files=files, listing=listing)
+        return Found(files=files, listing=listing, **_problem(error))
     begun = sum(part.stat().st_size for part in place.unfinished(files))
     num_bytes = max(0, sum(file.size for file in missing) - begun)
     return Found(files=files, listing=listing, missing=missing, num_bytes=num_bytes)
@@ -222,10 +228,15 @@ def _fetch(found: Found, place: Place, say: Say, warn: Say) -> Found:
     try:
         place.fetch(found.files, found.listing)
     except (HubError, OSError) as error:
-        failed = replace(found, problem=str(error))
+        failed = replace(found, **_problem(error))
         warn(f"{failed.complaint}.")
         return failed
     return found
+
+
+def _problem(error: Exception) -> dict[str, Any]:
+    """The fields of Found that tell of `error`."""
+    return {"problem": str(error), "is_unreachable": isinstance(error, UnreachableError)}
 
 
 def _say_terms(wanted: Sequence[HubFiles], say: Say) -> None:
@@ -283,6 +294,14 @@ def _say_end(ended: Sequence[Found], place: Place, say: Say, warn: Say) -> int:
     for one in incomplete:
         warn(f"  {one.complaint}")
     return 1
+
+
+def _say_ways_to_the_hub(found: Sequence[Found], warn: Say) -> None:
+    if any(one.is_unreachable for one in found):
+        warn(
+            f"No answer from {hub.endpoint()}: is there a network, or a proxy to name with HTTPS_PROXY? "
+            "HF_ENDPOINT names a mirror; HF_HUB_OFFLINE=1 asks nobody and checks what is here."
+        )
 
 
 def _sums(files: HubFiles, listing: Listing) -> dict[str, str]:

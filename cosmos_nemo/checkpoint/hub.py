@@ -20,9 +20,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_WITHOUT_ANSWER = (
+    "requests.exceptions.ConnectionError",
+    "requests.exceptions.Timeout",
+    "httpx.TransportError",
+)
+"""Of the two HTTP libraries; the client has only one of them."""
+_SYSTEM = ("builtins", "socket", "ssl")
+"""Where the errors of the operating system are."""
+
 
 class HubError(ValueError):
     """What the hub refused, lacks or could not send; a clause that names the repository."""
+
+
+class UnreachableError(HubError):
+    """No answer of the hub at all: no network, or one without a way to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +57,13 @@ class Listing:
     @property
     def size(self) -> int:
         return sum(file.size for file in self.files)
+
+
+def endpoint() -> str:
+    """The address of the hub (HF_ENDPOINT)."""
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
 
 
 def is_offline() -> bool:
@@ -275,7 +295,32 @@ def _hub_error(files: HubFiles, error: Exception) -> HubError:
             f"{files.terms.page} and set HF_TOKEN to a token of that account"
         )
     logger.debug("%s: %r", files.repository, error)
+    if status is None and any(_is_without_answer(each) for each in _chain(error)):
+        return UnreachableError(
+            f"{files.repository} cannot be downloaded ({endpoint()} cannot be reached: {system_words(error)})"
+        )
     reason = str(error.__cause__ or error).strip().splitlines()
     return HubError(
         f"{files.repository} cannot be downloaded ({reason[0] if reason else type(error).__name__})"
     )
+
+
+def system_words(error: BaseException) -> str:
+    """What the system said, below all that the HTTP libraries wrapped around it; else the kind of error."""
+    chain = _chain(error)
+    of_system = (e for e in reversed(chain) if isinstance(e, OSError) and type(e).__module__ in _SYSTEM)
+    said = (each.strerror or str(each) for each in of_system)
+    without_answer = [each for each in chain if _is_without_answer(each)]
+    return next(filter(None, said), type((without_answer or [error])[-1]).__name__)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """`error` and what is below it."""
+    errors = [error]
+    while (below := errors[-1].__cause__ or errors[-1].__context__) is not None:
+        errors.append(below)
+    return errors
+
+
+def _is_without_answer(error: BaseException) -> bool:
+    return any(f"{kind.__module__}.{kind.__qualname__}" in _WITHOUT_ANSWER for kind in type(error).__mro__)

@@ -67,6 +67,11 @@ def same_sizes(one: DiTShape, other: DiTShape) -> bool:
     return not _differences(one, other)
 
 
+def cards_of_sizes(shape: DiTShape) -> list[ModelCard]:
+    """The released models whose network has the same tensors as one of `shape`."""
+    return [card for card in CARDS.values() if same_sizes(card.network, shape)]
+
+
 def nearest_card(shape: DiTShape) -> ModelCard:
     """The released model of its family that differs from `shape` in the fewest sizes (none: it is that)."""
     family = [card for card in CARDS.values() if card.network.family is shape.family]

@@ -7,6 +7,7 @@ from typing import Any
 
 from cosmos_nemo.catalog import CARDS, ModelCard, TokenModel, TokenShape, find_card, with_overrides
 from cosmos_nemo.checkpoint.autoregressive import MODELS
+from cosmos_nemo.checkpoint.called import called
 from cosmos_nemo.checkpoint.card_file import read_card_file
 from cosmos_nemo.checkpoint.identity import Identity
 from cosmos_nemo.checkpoint.reader import Checkpoint, CheckpointError
@@ -43,8 +44,9 @@ def identify_tokens(
 ) -> Identity:
     """The card called `model` (None: the one of the nearest sizes) with `overrides` (None: the card.json's).
 
-    How angles are scaled is the card's: no tensor tells it. CheckpointError if `model` is no autoregressive
-    one, or if the shapes tell nothing; CatalogError for an unknown name or a bad card.json.
+    Of cards of the same sizes it is the one that the checkpoint is called, else the first. How angles are
+    scaled is the card's: no tensor tells it. CheckpointError if `model` is no autoregressive one, or if the
+    shapes tell nothing; CatalogError for an unknown name or a bad card.json.
     """
     stated = read_card_file(checkpoint.path) if overrides is None else dict(overrides)
     found = infer_token_shape(checkpoint)
@@ -62,28 +64,28 @@ def identify_tokens(
             f"{checkpoint.path} lacks tensors that tell the sizes of its autoregressive transformer: is it "
             "complete? With --model, what is missing is named"
         )
+    cards, same = token_cards(), _names_of_sizes(found)
+    name = called(checkpoint.path, same)
     size, _ = nearest_known(found)
-    base = _of_just_these_sizes(found) or token_cards()[MODELS[size]]
+    base = cards[name or next(iter(same), MODELS[size])]
+    others = () if name is not None else tuple(same[1:])
     assert base.tokens is not None
     sizes = {name: getattr(found, name) for name in TOKEN_SIZES}
     tokens = replace(base.tokens, network=replace(base.tokens.network, **sizes))
-    return Identity(card=with_overrides(replace(base, tokens=tokens), stated), base=base)
-
-
-def _of_just_these_sizes(found: TokenShape) -> ModelCard | None:
-    """The first such card; a released model before others that are like it."""
-    for card in token_cards().values():
-        if card.tokens is not None and same_token_sizes(card.tokens.network, found):
-            return card
-    return None
+    return Identity(card=with_overrides(replace(base, tokens=tokens), stated), base=base, others=others)
 
 
 def models_of_the_same_sizes(identity: Identity) -> list[str]:
     """Names of the released models whose transformers have the same tensors as the card's."""
     tokens = identity.card.tokens
     assert tokens is not None
+    return _names_of_sizes(tokens.network)
+
+
+def _names_of_sizes(shape: TokenShape) -> list[str]:
+    """A released model comes before others that are like it."""
     return [
         name
         for name, card in token_cards().items()
-        if card.tokens is not None and same_token_sizes(card.tokens.network, tokens.network)
+        if card.tokens is not None and same_token_sizes(card.tokens.network, shape)
     ]

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from cosmos_nemo.job.job import Job
-from cosmos_nemo.memory import predict
+from cosmos_nemo.job.predicted import prediction_of
 from cosmos_nemo.pipelines.video2world import chunks_of
 from cosmos_nemo.request import (
     OFFLOADABLE,
@@ -171,25 +171,10 @@ def _a_part(job: Job) -> str:
 
 
 def _memory(job: Job) -> list[str]:
-    """Of GPU 0 and of the host, whether or not this machine has a GPU."""
-    request, setup, num_ranks = job.request, job.setup, job.plan.num_ranks
-    predicted = predict(
-        job.card,
-        offload=setup.offload,
-        is_batch=job.is_batch,
-        height=request.height,
-        width=request.width,
-        num_frames=request.num_frames,
-        plan=job.plan,
-        num_branches=request.num_branches,
-        guardrails=job.has_guardrails,
-        upsamples=setup.upsamples,
-        text_encoder_itemsize=4 if setup.text_encoder_dtype == "float32" else 2,
-        batch_size=setup.batch_size if job.is_batch else 1,
-    )
+    predicted, num_ranks = prediction_of(job), job.plan.num_ranks
     parts = [f"{stage.name} {_gib(stage.weights)} + {_gib(stage.work)}" for stage in predicted.stages]
     names = OFFLOADABLE if job.card.tokens is None else OFFLOADABLE_OF_TOKENS
-    offloaded = ", ".join(name for name in names if name in setup.offload) or "nothing"
+    offloaded = ", ".join(name for name in names if name in job.setup.offload) or "nothing"
     whose = f", all {num_ranks} ranks together," if num_ranks > 1 else ""
     return [
         f"predicted on GPUs, in GiB: {_gib(predicted.peak)} at the peak of GPU 0, {_gib(predicted.host)} of "

@@ -20,7 +20,7 @@ from cosmos_nemo.memory.prediction import Prediction, predict
 from cosmos_nemo.memory.published import PUBLISHED_OFFLOADS, published_offloads, published_rows
 from cosmos_nemo.memory.stages import stage_memory
 from cosmos_nemo.memory.tokens import token_generation_memory, token_stages, token_work
-from cosmos_nemo.memory.totals import DEVICE_OVERHEAD, host_bytes, peak
+from cosmos_nemo.memory.totals import DEVICE_OVERHEAD, Use, host_bytes, peak, uses
 
 __all__ = [
     "DEVICE_OVERHEAD",
@@ -29,6 +29,7 @@ __all__ = [
     "PUBLISHED_OFFLOADS",
     "Prediction",
     "StageMemory",
+    "Use",
     "decode_shares",
     "host_bytes",
     "language_parameters",
@@ -44,5 +45,6 @@ __all__ = [
     "token_parameters",
     "token_stages",
     "token_work",
+    "uses",
     "vision_parameters",
 ]

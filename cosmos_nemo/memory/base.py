@@ -22,5 +22,10 @@ class StageMemory:
     weights: int
     work: int
 
+    @property
+    def offload_name(self) -> str:
+        """What --offload calls it."""
+        return _OFFLOAD_NAME.get(self.name, self.name)
+
     def is_in(self, offload: frozenset[str]) -> bool:
-        return _OFFLOAD_NAME.get(self.name, self.name) in offload
+        return self.offload_name in offload

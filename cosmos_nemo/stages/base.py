@@ -12,6 +12,9 @@ from cosmos_nemo.stages.parked import RESERVE, CudaTransfer, Parked
 
 logger = logging.getLogger(__name__)
 
+_SIGNATURE = "stage"
+"""An attribute of the error, which other ranks get with it."""
+
 
 @dataclass
 class Costs:
@@ -23,6 +26,11 @@ class Costs:
     """In use by tensors; those of other resident stages count."""
     peak_reserved_bytes: int = 0
     """Taken from the device by PyTorch's allocator, which nobody else can have meanwhile."""
+
+
+def stage_without_memory(error: BaseException) -> str | None:
+    """The name of the stage in which the device had no memory left; None for other errors and places."""
+    return getattr(error, _SIGNATURE, None) if isinstance(error, torch.OutOfMemoryError) else None
 
 
 class Stage:
@@ -81,12 +89,14 @@ class Stage:
         self._entered = time.perf_counter()
         try:
             self.reside()
-        except BaseException:
+        except BaseException as error:
+            self._sign(error)
             self.park()
             raise
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._sign(error)
         try:
             self._synchronize()
             self._count()
@@ -109,6 +119,11 @@ class Stage:
             )
             self.costs.peak_bytes = max(self.costs.peak_bytes, peak)
             self.costs.peak_reserved_bytes = max(self.costs.peak_reserved_bytes, reserved)
+
+    def _sign(self, error: BaseException | None) -> None:
+        """See stage_without_memory; the innermost stage's name stays."""
+        if isinstance(error, torch.OutOfMemoryError):
+            vars(error).setdefault(_SIGNATURE, self.name)
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":

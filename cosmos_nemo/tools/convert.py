@@ -8,8 +8,6 @@ from cosmos_nemo.catalog import CARDS, CatalogError
 from cosmos_nemo.checkpoint.card_file import find_card_file
 
 _DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
-_MAX_ABOVE = 4
-"""models--OWNER--NAME / snapshots / COMMIT / nemo"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="CARD",
-        help="if left out: as the folder is called if it has a card.json, else found by its sizes; one of "
-        + ", ".join(CARDS),
+        help="if left out: found by its sizes; where several models have them, or there is a card.json, by "
+        "NeMo's context or the folder's name; one of " + ", ".join(CARDS),
     )
     parser.add_argument(
         "--load_ema", action="store_true", help="of a .pt of Predict2, the moving average of the weights"
@@ -68,18 +66,18 @@ def run(args: argparse.Namespace) -> int:
         print(f"cosmos-nemo convert: {args.target} was not written: {error}", file=sys.stderr)
         return 1
     print(f"{args.target}: {identity.name}, as {args.to}")
+    if identity.others:
+        have, those = ("has", "that one") if len(identity.others) == 1 else ("have", "one of those")
+        print(f"{', '.join(identity.others)} {have} the same sizes: pass --model if it is {those}.")
     if identity.overrides:
         print(f"It is not quite {identity.name}: {args.target / 'card.json'} says how it differs.")
     return 0
 
 
 def _called_after(source: Path) -> str | None:
-    """The model whose name the folder of the card.json bears, or one above it (`nemo`, a hub's snapshot)."""
-    card_file = find_card_file(source)
-    if card_file is None:
-        return None
+    """The model that a checkpoint with a card.json is called: no sizes tell of what it is a variant."""
     from cosmos_nemo.checkpoint.autoregressive import MODELS
+    from cosmos_nemo.checkpoint.called import called
 
-    known = {*CARDS, *MODELS.values()}
-    names = (folder.name.rpartition("--")[2] for folder in card_file.absolute().parents[:_MAX_ABOVE])
-    return next((name for name in names if name in known), None)
+    card_file = find_card_file(source)
+    return None if card_file is None else called(card_file.parent, {*CARDS, *MODELS.values()})

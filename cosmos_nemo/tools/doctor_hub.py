@@ -115,6 +115,8 @@ def _refusal(files: "HubFiles", error: Exception) -> str:
         RevisionNotFoundError,
     )
 
+    from cosmos_nemo.checkpoint.hub import system_words
+
     cause, has_token = error.__cause__, bool(get_token())
     page = files.terms.page
     if cause is None:
@@ -135,13 +137,4 @@ def _refusal(files: "HubFiles", error: Exception) -> str:
         if status == 403:
             return f"the token may not read it (HTTP 403): give it leave for gated repositories, see {page}"
         return f"the hub does not say (HTTP {status})"
-    raise _UnreachableError(_root(cause))
-
-
-def _root(error: BaseException) -> str:
-    """What the system said, below all that the HTTP libraries wrapped around it."""
-    errors = [error]
-    while (below := errors[-1].__cause__ or errors[-1].__context__) is not None:
-        errors.append(below)
-    said = (each.strerror for each in reversed(errors) if isinstance(each, OSError))
-    return next(filter(None, said), type(error).__name__)
+    raise _UnreachableError(system_words(cause))

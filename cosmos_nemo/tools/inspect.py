@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         checkpoint = open_checkpoint(args.checkpoint)
-        for label, value in _facts(checkpoint):
+        for label, value in _facts(checkpoint, args.checkpoint):
             print(f"{label:<12} {value}")
     except (CheckpointError, CatalogError) as error:
         print(f"cosmos-nemo inspect: {error}", file=sys.stderr)
@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _facts(checkpoint: "Checkpoint") -> Iterator[tuple[str, str]]:
+def _facts(checkpoint: "Checkpoint", asked: Path) -> Iterator[tuple[str, str]]:
+    """asked: the path that a person named, at which the doors look for card.json too."""
     from cosmos_nemo.checkpoint.fingerprint import fingerprint
 
     names = checkpoint.names()
@@ -51,7 +52,7 @@ def _facts(checkpoint: "Checkpoint") -> Iterator[tuple[str, str]]:
     size = sum(count * checkpoint.dtype(name).itemsize for name, count in counts.items())
     yield "path", str(checkpoint.path)
     yield "layout", checkpoint.layout
-    yield from _network_facts(checkpoint)
+    yield from _network_facts(checkpoint, asked)
     yield "tensors", f"{len(names):,}"
     yield "numbers", f"{sum(counts.values()):,}"
     yield "dtypes", ", ".join(f"{dtype} ({count})" for dtype, count in dtypes.most_common())
@@ -59,7 +60,7 @@ def _facts(checkpoint: "Checkpoint") -> Iterator[tuple[str, str]]:
     yield "fingerprint", fingerprint(checkpoint.path)
 
 
-def _network_facts(checkpoint: "Checkpoint") -> Iterator[tuple[str, str]]:
+def _network_facts(checkpoint: "Checkpoint", asked: Path) -> Iterator[tuple[str, str]]:
     """Family, format, sizes and model, where the checkpoint is a transformer of Cosmos; complete or not, it
     says which."""
     from cosmos_nemo.checkpoint.formats import detect_format
@@ -67,17 +68,17 @@ def _network_facts(checkpoint: "Checkpoint") -> Iterator[tuple[str, str]]:
     from cosmos_nemo.checkpoint.token_identity import holds_token_transformer
 
     if holds_token_transformer(checkpoint):
-        yield from _token_facts(checkpoint)
+        yield from _token_facts(checkpoint, asked)
         return
     try:
         detect_format(checkpoint)
     except CheckpointError:
         yield "format", "no transformer of Cosmos, neither diffusion nor autoregressive"
         return
-    yield from _diffusion_facts(checkpoint)
+    yield from _diffusion_facts(checkpoint, asked)
 
 
-def _diffusion_facts(checkpoint: "Checkpoint") -> Iterator[tuple[str, str]]:
+def _diffusion_facts(checkpoint: "Checkpoint", asked: Path) -> Iterator[tuple[str, str]]:
     from cosmos_nemo.checkpoint.card_file import read_card_file
     from cosmos_nemo.checkpoint.formats import detect_format
     from cosmos_nemo.checkpoint.identity import identify
@@ -93,23 +94,24 @@ def _diffusion_facts(checkpoint: "Checkpoint") -> Iterator[tuple[str, str]]:
     merged = merge_lora(chosen)
     if merged is not chosen:
         yield "post-trained", "with LoRA, which is merged when the network is read"
-    identity = identify(merged)
+    stated = read_card_file(asked)
+    identity = identify(merged, overrides=stated)
     shape = identity.card.network
     network_rules(shape, merged)
     yield "family", _DIFFUSION_FAMILIES[shape.family]
     nearest = "nearest to " if identity.overrides else ""
-    yield "model", f"{nearest}{identity.name}"
+    yield "model", nearest + " or ".join((identity.name, *identity.others))
     yield "layers", f"{shape.num_layers}, width {shape.hidden_size}, {shape.num_heads} heads"
     if shape.family is Family.TOKEN_DECODER:
         yield "vocabulary", f"{shape.token_vocab:,} tokens, {shape.token_dim} channels each"
     yield "parameters", f"{sum(map(prod, parameter_shapes(shape).values())):,}"
     if identity.overrides:
         yield "differs in", json.dumps(identity.overrides)
-    if stated := read_card_file(checkpoint.path):
+    if stated:
         yield "card.json", json.dumps(stated)
 
 
-def _token_facts(checkpoint: "Checkpoint") -> Iterator[tuple[str, str]]:
+def _token_facts(checkpoint: "Checkpoint", asked: Path) -> Iterator[tuple[str, str]]:
     from cosmos_nemo.checkpoint.card_file import read_card_file
     from cosmos_nemo.checkpoint.token_formats import TokenFormat, detect_token_format, token_parameter_shapes
     from cosmos_nemo.checkpoint.token_identity import identify_tokens, models_of_the_same_sizes
@@ -117,18 +119,18 @@ def _token_facts(checkpoint: "Checkpoint") -> Iterator[tuple[str, str]]:
 
     stored = detect_token_format(checkpoint)
     yield "format", "nemo" if stored.format_ is TokenFormat.NEMO else "predict1"
-    identity = identify_tokens(checkpoint)
+    stated = read_card_file(asked)
+    identity = identify_tokens(checkpoint, overrides=stated)
     assert identity.card.tokens is not None
     shape = identity.card.tokens.network
     token_rules(shape, checkpoint)
     yield "family", "autoregressive transformer of video tokens"
-    same = models_of_the_same_sizes(identity)
-    yield "model", " or ".join(same) if same else f"nearest to {identity.base.name}"
+    nearest = "" if models_of_the_same_sizes(identity) else "nearest to "
+    yield "model", nearest + " or ".join((identity.name, *identity.others))
     heads = f"{shape.num_heads} heads of {shape.head_dim}, {shape.num_kv_heads} of keys and values"
     yield "layers", f"{shape.num_layers}, width {shape.hidden_size} (MLP {shape.ffn_hidden_size}), {heads}"
     yield "vocabulary", f"{shape.vocab_size:,} tokens"
     yield "text", f"width {shape.text_dim}" if shape.takes_text else "none"
-    stated = read_card_file(checkpoint.path)
     told = stated.get("tokens", {}).get("network", {})
     frames, rows, columns = shape.latent_THW
     of_card = f"as of {identity.base.name}; no tensor tells"

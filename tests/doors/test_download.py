@@ -17,7 +17,7 @@ from cosmos_nemo.checkpoint.locate import (
     upsampler_of,
     weights_of,
 )
-from tests.doors.downloading import ROOT, run_door
+from tests.doors.downloading import NO_HUB, ROOT, run_door
 from tests.doors.fake_hub import KEPT, SHA, fake_hub
 from tests.doors.instant import help_of
 
@@ -143,7 +143,10 @@ def test_a_gated_model_names_licence_and_token_and_the_others_are_fetched(mood: 
 
 def test_a_hub_that_cannot_be_reached_exits_1_with_a_sentence_for_each_repository(tmp_path: Path) -> None:
     status, printed = download("--models", SMALL, home=tmp_path)
-    assert status == 1 and printed.count("cannot be downloaded (") == 2 * 6
+    reason = f"cannot be downloaded ({NO_HUB} cannot be reached: Connection refused)"
+    assert status == 1 and printed.count(reason) == printed.count("cannot be downloaded (") == 2 * 6
+    assert printed.count("HF_ENDPOINT") == printed.count("HF_HUB_OFFLINE") == 1
+    assert printed.rstrip().splitlines()[-1].startswith(f"No answer from {NO_HUB}: ")
     assert list(tmp_path.iterdir()) == []
 
 

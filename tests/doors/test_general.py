@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,12 @@ from types import ModuleType
 import imageio
 import numpy
 import pytest
+import torch
 
+from cosmos_nemo.stages.base import Stage
+from cosmos_nemo.stages.denoise import Denoise
+from cosmos_nemo.stages.text_encoder import TextEncoder
+from cosmos_nemo.stages.tokenizer import Tokenizer
 from tests.doors import commands
 from tests.parallel import launcher
 
@@ -81,6 +87,35 @@ def _nano_flags(nano: Path, video: Path, *more: str) -> list[str]:
         *("--model", NANO, "--cosmos_assets_dir", str(nano), "--prompt", "A red ball moves to the left."),
         *("--video_save_path", str(video), *SMALL, *more),
     ]
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "advice"),
+    [
+        (TextEncoder, "text_encoder", "docs/troubleshooting.md says what helps."),
+        (
+            Denoise,
+            "denoise",
+            "--offload text_encoder parks those in host memory; docs/troubleshooting.md says",
+        ),
+        (Tokenizer, "tokenizer", "--offload text_encoder,denoise parks those in host memory; docs/trouble"),
+    ],
+)
+def test_a_gpu_without_memory_names_the_stage_what_is_predicted_for_it_and_what_helps(
+    stage: type[Stage], name: str, advice: str, run_here: Run, nano: Path, tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "build", fail)
+        ended = run_here(*_nano_flags(nano, tmp_path / "a.mp4"))
+    assert ended.returncode == 1
+    *_, error, last = ended.stderr.splitlines()
+    assert error == "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+    assert last.startswith(f"The GPU's memory does not suffice for {name}: ") and advice in last
+    assert re.search(r"[0-9.]+ GiB are predicted on GPU 0 while it runs, [0-9.]+ of its weights", last)
+    assert not (tmp_path / "a.mp4").exists()
 
 
 def test_one_process_writes_video_prompt_and_manifest(run_here: Run, nano: Path, tmp_path: Path) -> None:

@@ -70,3 +70,6 @@ def test_a_gpu_that_is_too_small_is_told_what_to_do() -> None:
     assert "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB." in text
     assert "--offload all" in text.splitlines()[-1]
     assert "--offload" not in shown(RuntimeError("out of memory"))
+    error = torch.OutOfMemoryError("CUDA out of memory.")
+    error.add_note("The GPU's memory does not suffice for denoise: so much is predicted.")
+    assert shown(error).splitlines()[-1] == error.__notes__[0], "what is known of this run is said instead"

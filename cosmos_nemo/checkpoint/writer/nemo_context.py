@@ -16,6 +16,7 @@ CONTEXT = "context"
 MODEL_CLASS, CONFIG_CLASS = "CosmosModel", "CosmosConfig"
 MODULE = "cosmos_nemo_recipes.model"
 """Where NeMo finds both classes."""
+_IO, _ROOT = "io.json", "<root>"
 _TRAINER_CONTEXT = ("nemo.lightning.io.pl", "TrainerContext")
 _FIDDLE = "fiddle._src.config"
 
@@ -42,11 +43,22 @@ def write_context(folder: Path, context: NeMoContext, *, dtype: torch.dtype) -> 
     """Writes `folder/context/{io.json,model.yaml}`; the network is then built with parameters of `dtype`."""
     config = context.config(dtype)
     (folder / CONTEXT).mkdir(exist_ok=True)
-    (folder / CONTEXT / "io.json").write_text(json.dumps(_Graph().of(config)) + "\n", encoding="utf-8")
+    (folder / CONTEXT / _IO).write_text(json.dumps(_Graph().of(config)) + "\n", encoding="utf-8")
     readable = config | {"_target_": f"{MODULE}.{CONFIG_CLASS}", "params_dtype": str(dtype)}
     model = {"_target_": f"{MODULE}.{MODEL_CLASS}", "config": readable}
     # JSON is YAML too.
     (folder / CONTEXT / "model.yaml").write_text(json.dumps(model, indent=1) + "\n", encoding="utf-8")
+
+
+def named_in_context(folder: Path) -> str | None:
+    """The card that `folder/context` names; None if there is none, or it is one of other classes."""
+    try:
+        graph = json.loads((folder / CONTEXT / _IO).read_text(encoding="utf-8"))
+        values = [value for entry in graph["objects"].values() for _, value in entry["items"]]
+        named = (v["value"] for v in values if f"{_ROOT}.model.config.model" in v.get("paths", ()))
+        return next((name for name in named if isinstance(name, str)), None)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None  # whatever it is, it is none of ours
 
 
 class _Graph:
@@ -57,10 +69,9 @@ class _Graph:
 
     def of(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """TrainerContext(model=CosmosModel(config=CosmosConfig(**config)), trainer=None, extra={})."""
-        root = "<root>"
-        made = self._built((MODULE, CONFIG_CLASS), config, at=f"{root}.model.config")
-        model = self._built((MODULE, MODEL_CLASS), {"config": made}, at=f"{root}.model")
-        whole = self._built(_TRAINER_CONTEXT, {"model": model, "trainer": None, "extra": {}}, at=root)
+        made = self._built((MODULE, CONFIG_CLASS), config, at=f"{_ROOT}.model.config")
+        model = self._built((MODULE, MODEL_CLASS), {"config": made}, at=f"{_ROOT}.model")
+        whole = self._built(_TRAINER_CONTEXT, {"model": model, "trainer": None, "extra": {}}, at=_ROOT)
         # Each object is referred to once.
         return {
             "root": whole.link,

@@ -1,5 +1,7 @@
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,6 +34,16 @@ def test_any_layout_becomes_any_other_bit_for_bit(
 ):
     convert(any_layout, tmp_path / "new", to=to)
     assert_equal(read_network(tmp_path / "new"), network)
+
+
+@pytest.mark.parametrize("place", ["repository", "~/repository"])
+def test_a_card_json_at_the_root_of_a_repository_comes_along(layouts, tmp_path, monkeypatch, place):
+    shutil.copytree(layouts["torch_dist weights"], tmp_path / "repository" / "nemo" / "weights")
+    (tmp_path / "repository" / "card.json").write_text('{"num_steps": 4}')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    convert(Path(place), tmp_path / "new", to="safetensors")
+    assert read_card_file(tmp_path / "new")["num_steps"] == 4
 
 
 def test_predict1_through_nemo_and_back_is_the_same_file(predict1, layouts, tmp_path, assert_equal):

@@ -7,7 +7,7 @@ import pytest
 
 from cosmos_nemo.checkpoint import hub
 from cosmos_nemo.checkpoint.families import beside, image_upsampler
-from cosmos_nemo.checkpoint.hub import HubError, HubFile, Listing, list_files
+from cosmos_nemo.checkpoint.hub import HubError, HubFile, Listing, UnreachableError, list_files
 from cosmos_nemo.checkpoint.released import network, text_encoder
 
 T5 = text_encoder("google-t5/t5-11b", model="m")
@@ -115,6 +115,71 @@ def test_an_error_without_words_is_named_by_its_kind(monkeypatch: pytest.MonkeyP
     fails(monkeypatch, "get_hf_file_metadata", TimeoutError())
     with pytest.raises(HubError, match=r"\(TimeoutError\)"):
         hub.check_access(NEMO, LISTING)
+
+
+NO_HUB = "http://127.0.0.1:9"
+
+
+def test_a_hub_that_is_out_of_reach_is_one_short_sentence_with_the_systems_own_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", NO_HUB)
+    with pytest.raises(UnreachableError) as caught:
+        list_files(T5)
+    sentence = f"{T5.repository} cannot be downloaded ({NO_HUB} cannot be reached: Connection refused)"
+    assert str(caught.value) == sentence
+    assert caught.value.__cause__ is not None
+
+
+def raised(error: Exception, *, while_handling: Exception) -> Exception:
+    """`error` with the other one as its context."""
+    try:
+        raise while_handling
+    except Exception:
+        try:
+            raise error
+        except Exception as caught:
+            return caught
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+@pytest.mark.parametrize(
+    ("library", "kind", "below", "reason"),
+    [
+        ("requests", "ConnectionError", OSError(101, "Network is unreachable"), "Network is unreachable"),
+        ("requests", "ConnectTimeout", TimeoutError("timed out"), "timed out"),
+        ("requests", "ReadTimeout", ValueError("of urllib3"), "ReadTimeout"),
+        ("requests.exceptions", "ProxyError", OSError("Tunnel failed: 403"), "Tunnel failed: 403"),
+        ("httpx", "ConnectError", ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
+        ("httpx", "ReadTimeout", TimeoutError("timed out"), "timed out"),
+    ],
+)
+def test_a_hub_is_out_of_reach_whichever_http_library_says_so(
+    library: str,
+    kind: str,
+    below: Exception,
+    reason: str,
+    is_wrapped: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    error = getattr(pytest.importorskip(library), kind)("HTTPSConnectionPool(...): many words")
+    error = raised(error, while_handling=below)
+    if is_wrapped:
+        nothing = huggingface_hub.errors.LocalEntryNotFoundError("nothing there")
+        error = raised(nothing, while_handling=error)
+    fails(monkeypatch, "get_hf_file_metadata", error)
+    with pytest.raises(UnreachableError) as caught:
+        hub.check_access(NEMO, LISTING)
+    assert str(caught.value).endswith(f" cannot be reached: {reason})")
+
+
+def test_a_full_disk_is_not_taken_for_a_missing_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails(monkeypatch, "snapshot_download", OSError(28, "No space left on device"))
+    with pytest.raises(HubError, match="No space left") as caught:
+        hub.fetch_to_folder(NEMO, LISTING, ["nemo/a/0.0"], folder=tmp_path)
+    assert not isinstance(caught.value, UnreachableError)
 
 
 def test_a_download_that_ends_early_without_an_error_is_noticed(

@@ -17,10 +17,10 @@ SEVEN_OF_VIDEO = "Cosmos-1.0-Diffusion-7B-Video2World"
 def meta_checkpoint(tmp_path):
     """A checkpoint of any size without its numbers, in the names of the network in memory."""
 
-    def make(shape):
+    def make(shape, *, place="."):
         sizes = parameter_shapes(shape)
         tensors = {name: LazyTensor(size, torch.bfloat16, lambda _: None) for name, size in sizes.items()}
-        return Checkpoint(tmp_path, layout="torch", tensors=tensors)
+        return Checkpoint(tmp_path / place, layout="torch", tensors=tensors)
 
     return make
 
@@ -31,6 +31,37 @@ def test_every_card_is_known_by_its_sizes(meta_checkpoint, name):
     identity = identify(meta_checkpoint(CARDS[name].network))
     assert identity.base is next(card for card in CARDS.values() if card.network == CARDS[name].network)
     assert identity.overrides == {}
+
+
+@pytest.mark.parametrize("place", ["{}", "{}/nemo/weights", "models--me--{}/snapshots/0123abcd/nemo/weights"])
+@pytest.mark.parametrize("name", [name for name, card in CARDS.items() if card.tokens is None])
+def test_of_cards_of_the_same_sizes_it_is_the_one_that_the_folder_is_called_after(
+    meta_checkpoint, name, place
+):
+    identity = identify(meta_checkpoint(CARDS[name].network, place=place.format(name)))
+    assert (identity.base, identity.others) == (CARDS[name], ())
+
+
+def test_a_folder_called_after_a_model_of_other_sizes_tells_nothing(meta_checkpoint):
+    card = CARDS["Cosmos-Nano-Video2World"]
+    identity = identify(meta_checkpoint(card.network, place="Cosmos-Predict1-7B-WorldInterpolator"))
+    assert (identity.base, identity.others) == (card, ("Cosmos-Nano-WorldInterpolator",))
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("Cosmos-Nano-Text2World", ()),
+        ("Cosmos-1.0-Diffusion-7B-Text2World", ("Cosmos-Predict1-7B-Text2World",)),
+        (SEVEN_OF_VIDEO, ("Cosmos-Predict1-7B-Video2World", "Cosmos-Predict1-7B-WorldInterpolator")),
+        ("Cosmos-Predict1-4B", ()),
+    ],
+)
+def test_the_others_are_those_that_would_run_otherwise(meta_checkpoint, name, others):
+    """Not so the names for weights of one's own, nor the models that share a diffusion decoder."""
+    identity = identify(meta_checkpoint(CARDS[name].network))
+    assert (identity.base.name, identity.others) == (name, others)
+    assert identify(meta_checkpoint(CARDS[name].network), model=name).others == ()
 
 
 def test_another_size_differs_from_its_nearest_card(meta_checkpoint):

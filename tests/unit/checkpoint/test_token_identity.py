@@ -47,6 +47,13 @@ def test_every_released_model_is_told_by_its_sizes_without_a_difference(size: st
 def test_releases_of_the_same_sizes_are_named_together() -> None:
     identity = identify_tokens(headers(KNOWN_SHAPES["12B"]))
     assert models_of_the_same_sizes(identity) == ["Cosmos-Predict1-12B", "Cosmos-1.0-Autoregressive-12B"]
+    assert (identity.base.name, *identity.others) == tuple(models_of_the_same_sizes(identity))
+
+
+@pytest.mark.parametrize("name", ["Cosmos-Predict1-12B", "Cosmos-1.0-Autoregressive-12B"])
+def test_of_releases_of_the_same_sizes_it_is_the_one_that_the_folder_is_called_after(name: str) -> None:
+    identity = identify_tokens(headers(KNOWN_SHAPES["12B"], path=Path(name) / "model.pt"))
+    assert (identity.base.name, identity.others) == (name, ())
 
 
 def test_other_sizes_differ_from_the_nearest_model_and_fit_none() -> None:

@@ -1,4 +1,4 @@
-from cosmos_nemo.memory import host_bytes, peak
+from cosmos_nemo.memory import host_bytes, peak, uses
 from cosmos_nemo.plan import Plan
 from cosmos_nemo.request import OFFLOADABLE
 from tests.unit.memory.cards import EVERYTHING, NOTHING, STAGES, made
@@ -27,6 +27,23 @@ def test_a_parked_guard_judges_the_longer_prompt_beside_the_upsampler() -> None:
     two = made(text_guard=(100, 50), upsampler=(200, 2))
     assert peak(two, offload=frozenset({"guardrails"}), is_batch=False) == 350
     assert peak(two, offload=frozenset({"guardrails", "prompt_upsampler"}), is_batch=False) == 202
+
+
+def test_each_use_of_a_stage_has_the_weights_beside_it() -> None:
+    two = made(text_guard=(100, 50), upsampler=(200, 2))
+
+    def told(offload: frozenset[str]) -> list[tuple[str, tuple[str, ...], int]]:
+        found = uses(two, offload=offload, is_batch=False)
+        return [(use.stage.name, tuple(each.name for each in use.beside), use.num_bytes) for use in found]
+
+    assert told(frozenset({"prompt_upsampler"})) == [
+        ("text_guard", (), 150),
+        ("upsampler", ("text_guard",), 302),
+        ("text_guard", (), 150),
+    ]
+    assert told(frozenset({"guardrails"}))[2] == ("text_guard", ("upsampler",), 350)
+    (first, *_) = uses(two, offload=NOTHING, is_batch=True)
+    assert [each.name for each in first.beside] == ["upsampler"]
 
 
 def test_every_rank_parks_network_and_tokenizer_and_the_first_of_each_replica_the_rest() -> None:

@@ -101,6 +101,34 @@ def test_executors_have_the_fields_that_were_set() -> None:
     assert (docker.container_image, docker.volumes, docker.num_gpus) == ("mine", ["/a:/a"], -1)
 
 
+@pytest.mark.parametrize(
+    ("words", "parameters"),
+    [
+        ([], {"requeue": True}),
+        (["additional_parameters={'reservation': 'r1'}"], {"requeue": True, "reservation": "r1"}),
+        (["additional_parameters={}"], {"requeue": True}),
+        (["additional_parameters={'requeue': False, 'a': None, 'b': 0}"], {"b": 0}),
+        (["additional_parameters={'no_requeue': True}"], {"no_requeue": True}),
+        (["additional_parameters={'no-requeue': True}"], {"no-requeue": True}),
+        (["additional_parameters=None"], None),
+    ],
+)
+def test_parameters_of_slurm_are_added_to_our_own_and_count_more(
+    words: list[str], parameters: dict[str, Any] | None
+) -> None:
+    slurm = fiddle.build(context().parse_executor("slurm", "account=me", *words))
+    assert slurm.additional_parameters == parameters
+
+
+def test_fields_of_a_workspaces_own_executor_are_replaced_as_nemo_run_does() -> None:
+    def own_cluster() -> run.Config[run.SlurmExecutor]:
+        return run.Config(run.SlurmExecutor, account="me", additional_parameters={"reservation": "r1"})
+
+    run.cli.factory(own_cluster, target=run.SlurmExecutor, name="own_cluster")
+    built = fiddle.build(context().parse_executor("own_cluster", "additional_parameters={'nice': 5}"))
+    assert built.additional_parameters == {"nice": 5}
+
+
 def test_a_workspaces_own_executor_serves_too() -> None:
     def mine() -> run.Config[run.LocalExecutor]:
         return run.Config(run.LocalExecutor, ntasks_per_node=3)
@@ -245,12 +273,15 @@ def test_a_dry_run_for_slurm_leaves_a_script_that_can_be_submitted(
         "executor.account=me",
         "executor.nodes=2",
         "executor.ntasks_per_node=4",
+        "executor.additional_parameters={'reservation': 'r1'}",
     ]
     context(dryrun=True).cli_execute(generate, words)
     [told] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Written: ")]
     script = Path(told.rpartition(" ")[2])
     text = script.read_text()
-    assert {"#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=4", "#SBATCH --requeue"} <= set(text.splitlines())
+    lines = set(text.splitlines())
+    assert {"#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=4", "#SBATCH --requeue"} <= lines
+    assert "#SBATCH --reservation=r1" in lines
     [srun] = [line for line in text.splitlines() if line.startswith("srun")]
     assert Path(srun.split()[-1]).is_file()
     assert f"export PATH={Path(sys.executable).parent}:$PATH" in text

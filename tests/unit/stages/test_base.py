@@ -1,10 +1,11 @@
+import pickle
 import random
 
 import pytest
 import torch
 from torch import nn
 
-from cosmos_nemo.stages.base import Stage
+from cosmos_nemo.stages.base import Stage, stage_without_memory
 from cosmos_nemo.stages.parked import Parked
 from tests.unit.stages.test_parked import FakeTransfer
 
@@ -213,6 +214,30 @@ def test_a_stage_whose_copy_finds_no_memory_can_be_entered_later() -> None:
     stage.transfer.is_full = False
     with stage:
         assert same(stage.weights(), wanted)
+
+
+def test_an_error_of_the_devices_memory_names_the_innermost_stage_on_other_ranks_too() -> None:
+    inner, outer = Counted(offload=True), Journalled()
+    with pytest.raises(torch.OutOfMemoryError) as caught, outer, inner:
+        raise torch.OutOfMemoryError("full")
+    assert stage_without_memory(caught.value) == "counted"
+    assert stage_without_memory(pickle.loads(pickle.dumps(caught.value))) == "counted"
+
+
+def test_it_names_the_stage_that_is_entered_too() -> None:
+    stage = Journalled()
+    parked_once(stage)
+    stage.transfer.is_full = True
+    with pytest.raises(torch.OutOfMemoryError) as caught, stage:
+        raise AssertionError("entered")
+    assert stage_without_memory(caught.value) == "journalled"
+
+
+def test_other_errors_and_those_outside_of_stages_name_none() -> None:
+    with pytest.raises(RuntimeError) as caught, Counted(offload=False):
+        raise RuntimeError("inside")
+    assert stage_without_memory(caught.value) is None
+    assert stage_without_memory(torch.OutOfMemoryError("full")) is None
 
 
 @pytest.mark.parametrize("prefetched", [True, False])

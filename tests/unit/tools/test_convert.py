@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 from cosmos_nemo.catalog import CARDS, overrides_of, with_overrides
 from cosmos_nemo.checkpoint.card_file import read_card_file, write_card_file
 from cosmos_nemo.checkpoint.convert import convert as convert_library
+from cosmos_nemo.checkpoint.locate import EMBEDDED
 from cosmos_nemo.checkpoint.reader import open_checkpoint
+from cosmos_nemo.checkpoint.writer.nemo_context import named_in_context
 from cosmos_nemo.tools import convert
 from cosmos_nemo.tools.standin import standin_card
 from cosmos_nemo.tools.standin_tokens import write_token_transformer
@@ -167,6 +169,45 @@ def test_models_of_the_same_sizes_are_told_apart_by_their_folders(run, tmp_path,
     status, out, error = run(tmp_path / name, tmp_path / "new", "--to", "nemo")
     assert (status, error) == (0, "") and f"{name}, as nemo" in out
     assert with_overrides(card, read_card_file(tmp_path / "new")) == replace(card, network=shape)
+
+
+BETWEEN, ONWARDS = "Cosmos-Nano-WorldInterpolator", "Cosmos-Nano-Video2World"
+"""Two models whose networks are the same."""
+
+
+@pytest.mark.parametrize(
+    ("folder", "has_context"),
+    [("mine", True), (f"{BETWEEN}/nemo", False), (f"models--me--{BETWEEN}/snapshots/0123abcd/nemo", False)],
+)
+def test_of_models_of_the_same_sizes_it_is_the_one_that_nemos_context_or_a_folder_names(
+    run, tmp_path, folder, has_context
+):
+    place = tmp_path / folder
+    shutil.copytree(EMBEDDED / BETWEEN / "nemo", place)
+    if not has_context:
+        shutil.rmtree(place / "context")
+    status, out, error = run(place, tmp_path / "new", "--to", "nemo")
+    assert (status, out, error) == (0, f"{tmp_path / 'new'}: {BETWEEN}, as nemo\n", "")
+    assert named_in_context(tmp_path / "new") == BETWEEN
+
+
+def test_where_nothing_names_the_model_all_that_it_may_be_are_told(run, tmp_path):
+    shutil.copytree(EMBEDDED / BETWEEN / "nemo" / "weights", tmp_path / "mine")
+    status, out, error = run(tmp_path / "mine", tmp_path / "new", "--to", "safetensors")
+    assert (status, error) == (0, "")
+    also = f"{BETWEEN} has the same sizes: pass --model if it is that one."
+    assert out == f"{tmp_path / 'new'}: {ONWARDS}, as safetensors\n{also}\n"
+    status, out, _ = run(tmp_path / "mine", tmp_path / "again", "--to", "safetensors", "--model", BETWEEN)
+    assert (status, out) == (0, f"{tmp_path / 'again'}: {BETWEEN}, as safetensors\n")
+
+
+def test_a_card_json_is_of_the_model_that_the_context_beside_it_names(run, tmp_path):
+    """Alone its sizes would be nearest to another model."""
+    source = standin(tmp_path / SEVEN, of=SEVEN)
+    assert run(source, tmp_path / "mine", "--to", "nemo")[0] == 0
+    status, out, _ = run(tmp_path / "mine" / "weights", tmp_path / "new", "--to", "predict1")
+    assert status == 0 and f"{SEVEN}, as predict1" in out
+    assert read_card_file(tmp_path / "new") == read_card_file(source)
 
 
 def test_an_autoregressive_model_is_called_after_its_folder(run, tmp_path):

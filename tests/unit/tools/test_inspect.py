@@ -1,4 +1,6 @@
 import argparse
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cosmos_nemo.checkpoint.card_file import read_card_file
 from cosmos_nemo.checkpoint.fingerprint import fingerprint
+from cosmos_nemo.checkpoint.locate import EMBEDDED
 from cosmos_nemo.checkpoint.reader import LazyTensor
 from cosmos_nemo.checkpoint.writer.token_transformer import write_token_model_pt, write_token_torch_dist
 from cosmos_nemo.tools import inspect
@@ -73,6 +77,26 @@ def test_a_card_json_is_shown(run, tmp_path):
     assert facts(lines)["card.json"] == '{"num_steps": 4}'
 
 
+def test_a_card_json_at_a_repositorys_root_is_that_of_the_checkpoint_in_its_nemo_folder(run, tmp_path):
+    """As for the doors, which take it if the repository is named, and not if its nemo folder is."""
+    shutil.copytree(GOLDEN / "nemo_text_torch_dist" / "weights", tmp_path / "nemo" / "weights")
+    (tmp_path / "card.json").write_text('{"num_steps": 4}')
+    _, lines, _ = run(tmp_path)
+    assert facts(lines)["card.json"] == '{"num_steps": 4}' == json.dumps(read_card_file(tmp_path))
+    assert any(line.startswith("differs in") and '"num_steps": 4' in line for line in lines)
+    _, lines, _ = run(tmp_path / "nemo")
+    assert "card.json" not in facts(lines) and read_card_file(tmp_path / "nemo") == {}
+
+
+def test_so_is_that_of_an_autoregressive_transformer(run, tmp_path):
+    lazy = {name: LazyTensor.of(tensor) for name, tensor in random_weights(SCALED).items()}
+    write_token_torch_dist(tmp_path / "nemo", lazy, shape=SCALED)
+    (tmp_path / "card.json").write_text('{"tokens": {"network": {"latent_THW": [3, 2, 4]}}}')
+    _, lines, _ = run(tmp_path)
+    assert facts(lines)["video"] == "3 x 2 x 4 tokens, as card.json says"
+    assert "card.json" in facts(lines)
+
+
 def test_a_checkpoint_of_another_kind_is_described_too(run, tmp_path):
     torch.save({"mean": torch.ones(3, dtype=torch.bfloat16)}, tmp_path / "model.pt")
     status, lines, _ = run(tmp_path)
@@ -113,6 +137,15 @@ def test_a_network_that_takes_given_frames_is_a_video2worlds(run, tmp_path):
     assert facts(lines)["model"] == "nearest to Cosmos-1.0-Diffusion-7B-Video2World"
     (differs,) = [line for line in lines if line.startswith("differs in")]
     assert "takes_given_mask" not in differs
+
+
+def test_models_of_the_same_sizes_are_told_together_unless_one_is_named(run, tmp_path):
+    named = EMBEDDED / "Cosmos-Nano-WorldInterpolator" / "nemo"
+    shutil.copytree(named / "weights", tmp_path / "mine")
+    _, lines, _ = run(named)
+    assert facts(lines)["model"] == "Cosmos-Nano-WorldInterpolator"
+    _, lines, _ = run(tmp_path / "mine")
+    assert facts(lines)["model"] == "Cosmos-Nano-Video2World or Cosmos-Nano-WorldInterpolator"
 
 
 @pytest.mark.parametrize("layout", ["predict1", "nemo"])

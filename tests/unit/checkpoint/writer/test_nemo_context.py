@@ -9,7 +9,7 @@ import torch
 from cosmos_nemo.checkpoint.convert import convert
 from cosmos_nemo.checkpoint.reader import LazyTensor, open_checkpoint
 from cosmos_nemo.checkpoint.writer import write_torch_dist
-from cosmos_nemo.checkpoint.writer.nemo_context import NeMoContext, write_context
+from cosmos_nemo.checkpoint.writer.nemo_context import NeMoContext, named_in_context, write_context
 
 
 def leaves(folder):
@@ -37,6 +37,15 @@ def test_it_names_the_model_its_sizes_and_its_type(tmp_path):
     readable = json.loads((tmp_path / "context" / "model.yaml").read_text())
     assert readable["_target_"] == "cosmos_nemo_recipes.model.CosmosModel"
     assert readable["config"]["params_dtype"] == "torch.bfloat16"
+
+
+def test_its_model_is_read_back_and_what_is_no_context_names_none(tmp_path):
+    assert named_in_context(tmp_path) is None
+    write_context(tmp_path, NeMoContext(model="Cosmos-Predict1-4B", overrides={}), dtype=torch.bfloat16)
+    assert named_in_context(tmp_path) == "Cosmos-Predict1-4B"
+    for text in ("{", "[]", '{"objects": 1}', '{"objects": {"a": {"items": [[]]}}}', "\xff"):
+        (tmp_path / "context" / "io.json").write_text(text, encoding="latin-1")
+        assert named_in_context(tmp_path) is None
 
 
 def test_every_reference_leads_to_an_object_that_comes_before_it(tmp_path):
