@@ -10,11 +10,11 @@ text's keys and values are made once, as in a video. A network that takes given 
 Predict2's is told so by that frame's own noise level too. diffusers is given cuDNN attention: left alone it
 takes flash, which is slower. The peak is that of the contestant alone: its weights, and what a call needs
 beside them. "rel. L2" is the relative difference of the outputs to the first contestant's, and with
---reference also to one call in float32 of the torch back end, with the same rounded weights. te is left out
-where Transformer Engine cannot run. Under torchrun all ranks share the call's tokens (context parallel);
-te-ring is Transformer Engine's own ring in place of our exchange of tokens and heads; fp8 is
---precision fp8. torch-cudnn and fp8-cudnn go without FlashAttention 3, which torch and fp8 take where it is
-installed.
+--reference also to one call in float32 of the torch back end, with the same rounded weights. Under torchrun
+all ranks share the call's tokens (context parallel); te-ring is Transformer Engine's own ring in place of our
+exchange of tokens and heads; fp8 is --precision fp8. torch-cudnn and fp8-cudnn go without FlashAttention 3,
+which torch and fp8 take where it is installed. te and fp8-cudnn are left out where Transformer Engine cannot
+run.
 """
 
 import argparse
@@ -46,6 +46,7 @@ from cosmos_nemo.models.common.backend import (
     torch_backend,
 )
 from cosmos_nemo.models.common.fp8 import KERNELS, FP8Attention
+from cosmos_nemo.models.common.fp8_cudnn import cudnn_missing
 from cosmos_nemo.models.common.missing import te_missing
 from cosmos_nemo.parallel.environment import ranks_from
 from cosmos_nemo.parallel.groups import Groups, open_store, start, stop
@@ -57,6 +58,8 @@ FPS = 24
 NOISE_LEVEL = 0.3
 GIVEN_LEVEL = 1e-4 / (1 + 1e-4)
 """What Predict2's network is told of a frame that it sees without noise."""
+MISSING = {"te": te_missing, "te-ring": te_missing, "fp8-cudnn": cudnn_missing}
+"""Why a contestant cannot run here, or None when it can."""
 EVERYONE = ("torch", "torch-cudnn", "te", "te-ring", "fp8", "fp8-cudnn", "diffusers")
 
 
@@ -118,7 +121,7 @@ def report(args: argparse.Namespace, groups: Groups, device: torch.device) -> No
     for name in args.contestants:
         if name == "diffusers":
             contestants[name] = diffusers_contestant(shape, weights, inputs)
-        elif name.startswith("te") and (reason := te_missing()) is not None:
+        elif (reason := MISSING.get(name, lambda: None)()) is not None:
             print(f"{name} is left out: {reason}")
         else:
             contestants[name] = our_contestant(shape, backend_of(name), groups, weights.__getitem__, inputs)

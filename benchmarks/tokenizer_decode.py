@@ -16,7 +16,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from cosmos_nemo.models.video_tokenizer import model as cosmos
 from cosmos_nemo.models.wan_tokenizer import model as wan
 from cosmos_nemo.parallel.environment import ranks_from
 from cosmos_nemo.parallel.groups import Groups, open_store, start, stop
+from cosmos_nemo.parallel.rank_zero import on_all
 from cosmos_nemo.plan import Plan
 from cosmos_nemo.stages.continuous_tokenizer import frames_of
 from cosmos_nemo.stages.tokenizer_choice import AnyTokenizer, tokenizer_for
@@ -45,7 +46,7 @@ Way = Callable[[], Iterator[Tensor]]
 Row = dict[str, Any]
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -60,11 +61,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--profile", action="store_true", help="print where the time of the last one goes")
     parser.add_argument("--json", type=Path, help="write the table here too")
-    return parser.parse_args()
+    arguments = parser.parse_args(argv)
+    many = shape_of(arguments).temporal_compression
+    if arguments.frames % many != 1:
+        parser.error(f"--frames {arguments.frames}: this tokenizer makes {many}k+1 frames")
+    return arguments
 
 
-def main() -> None:
-    arguments, ranks = parse(), ranks_from(os.environ)
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments, ranks = parse(argv), ranks_from(os.environ)
     cuda = arguments.device == "cuda"
     device = torch.device("cuda", ranks.local_rank) if cuda else torch.device("cpu")
     groups = start(ranks, plan=Plan(cp=ranks.num_ranks), store=open_store(ranks), device=device)
@@ -82,7 +87,7 @@ def main() -> None:
 
 def measure_all(arguments: argparse.Namespace, groups: Groups, device: torch.device) -> list[Row]:
     """On the first rank; of the others an empty list."""
-    stage = stage_of(arguments, torch.bfloat16, device)
+    stage = stage_of(arguments, torch.bfloat16 if device.type == "cuda" else torch.float32, device)
     latent_BCTHW = random_latent(stage, arguments)
     together = None
     if groups.world.size() > 1:
@@ -111,15 +116,18 @@ def measure_all(arguments: argparse.Namespace, groups: Groups, device: torch.dev
             if UNSPLIT in found:
                 row |= {"psnr_to_unsplit": psnr(found[row["way"]], found[UNSPLIT])}
     if arguments.profile:
-        profile(ways[rows[len(ways) - 1]["way"]], arguments.frames)
+        profile([way for name, way in ways.items() if name in found][-1], arguments.frames)
     return rows
+
+
+def shape_of(arguments: argparse.Namespace) -> TokenizerShape | WanTokenizerShape:
+    shape = TokenizerShape() if arguments.kind == "cosmos" else WanTokenizerShape()
+    return replace(shape, channels=arguments.channels) if arguments.channels else shape
 
 
 def stage_of(arguments: argparse.Namespace, dtype: torch.dtype, device: torch.device) -> AnyTokenizer:
     """A stage that is resident, with random weights and statistics that change nothing."""
-    shape = TokenizerShape() if arguments.kind == "cosmos" else WanTokenizerShape()
-    if arguments.channels:
-        shape = replace(shape, channels=arguments.channels)
+    shape = shape_of(arguments)
     stage = tokenizer_for(shape, folder=Path(), device=device, dtype=dtype, parts=("decoder",))
     ones = torch.ones(shape.latent_channels, device=device)
     if isinstance(shape, WanTokenizerShape):
@@ -158,6 +166,8 @@ def measure_together(
 ) -> Row | None:
     """Seconds, peak and frames of the first rank; every rank begins at once. None if they do not do it."""
     ranks = stage.ranks_for(latent_BCTHW, group)
+    if ranks == 1 or not on_all(stage.has_room(latent_BCTHW, group), group, stage.device):
+        return None
     seconds, frames_THWC = [], None
     for _ in range(repeats + 1):
         start_counting(stage.device)
@@ -167,7 +177,7 @@ def measure_together(
         if group.rank() < ranks:
             frames_THWC = stage.decode_together(latent_BCTHW, group)
         seconds.append(time.perf_counter() - started)
-    if ranks == 1 or group.rank() > 0:
+    if group.rank() > 0:
         return None
     peak = peak_bytes(stage.device) / GIB
     return {"seconds": statistics.median(seconds[1:]), "peak_gib": peak, "frames": frames_THWC}
@@ -200,9 +210,10 @@ def psnr(frames_THWC: Tensor, exact_THWC: Tensor) -> float:
 def profile(way: Way, count: int) -> None:
     from torch.profiler import ProfilerActivity
 
-    with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as found:
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.profiler.profile(activities=[getattr(ProfilerActivity, where.upper())]) as found:
         frames_of(way(), count)
-    print(found.key_averages().table(sort_by="cuda_time_total", row_limit=20, max_name_column_width=70))
+    print(found.key_averages().table(sort_by=f"{where}_time_total", row_limit=20, max_name_column_width=70))
 
 
 def table(rows: list[Row]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from PIL import Image
 
 from cosmos_nemo.models.common.missing import te_missing
 from tests.parallel import launcher
@@ -20,26 +21,45 @@ PLANS = {
 }
 
 
+TEXT2WORLD, VIDEO2WORLD = "Cosmos-Nano-Text2World", "Cosmos-Nano-Predict2-Video2World"
+
+
 @pytest.fixture(scope="module")
 def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from cosmos_nemo.catalog import find_card
     from cosmos_nemo.tools.standin import write_standin
 
     folder = tmp_path_factory.mktemp("assets") / "nano"
-    write_standin([find_card("Cosmos-Nano-Text2World")], folder, seed=0, layout="folder")
+    write_standin([find_card(name) for name in (TEXT2WORLD, VIDEO2WORLD)], folder, seed=0, layout="folder")
+    frame = numpy.indices((128, 128)).sum(0).astype(numpy.uint8)
+    Image.fromarray(frame).convert("RGB").save(folder / "frame.png")
     return folder
 
 
-@pytest.mark.parametrize("computed", [["--backend", "torch"], ["--backend", "te"], ["--precision", "fp8"]])
-def test_two_gpus_make_the_video_of_one(assets: Path, tmp_path: Path, computed: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("model", "computed"),
+    [
+        (TEXT2WORLD, ["--backend", "torch"]),
+        (TEXT2WORLD, ["--backend", "te"]),
+        (TEXT2WORLD, ["--precision", "fp8"]),
+        (VIDEO2WORLD, ["--backend", "torch"]),
+    ],
+)
+def test_two_gpus_make_the_video_of_one(
+    assets: Path, tmp_path: Path, model: str, computed: list[str]
+) -> None:
+    """And decode it together, with either tokenizer."""
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     if "te" in computed and (missing := te_missing()) is not None:
         pytest.skip(missing)
+    if model == VIDEO2WORLD:
+        computed = [*computed, "--conditioned_image_or_video_path", str(assets / "frame.png")]
     videos = {
-        name: _video(assets, tmp_path / f"{name}.npy", [*computed, *flags]) for name, flags in PLANS.items()
+        name: _video(assets, tmp_path / f"{name}.npy", [*computed, *flags], model)
+        for name, flags in PLANS.items()
     }
-    one = _video(assets, tmp_path / "one.npy", [*computed, "--num_devices", "1", "--cp_size", "1"])
+    one = _video(assets, tmp_path / "one.npy", [*computed, "--num_devices", "1", "--cp_size", "1"], model)
     for name, video in videos.items():
         error = ((video.astype(float) - one.astype(float)) ** 2).mean()
         psnr = 10 * numpy.log10(255**2 / max(error, 1e-9))
@@ -47,11 +67,11 @@ def test_two_gpus_make_the_video_of_one(assets: Path, tmp_path: Path, computed: 
         assert psnr > 30, name
 
 
-def _video(assets: Path, path: Path, flags: list[str]) -> numpy.ndarray:
+def _video(assets: Path, path: Path, flags: list[str], model: str) -> numpy.ndarray:
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"),
         *(f"--master_port={launcher.free_port()}", str(ROOT / "inference/general.py")),
-        *("--model", "Cosmos-Nano-Text2World", "--cosmos_assets_dir", str(assets), "--prompt", "A red ball."),
+        *("--model", model, "--cosmos_assets_dir", str(assets), "--prompt", "A red ball."),
         *("--num_steps", "4", "--video_save_path", str(path), *flags),
     ]
     environment = {k: v for k, v in launcher.clean_environment().items() if k != "CUDA_VISIBLE_DEVICES"}

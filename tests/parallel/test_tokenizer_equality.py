@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_the_pieces_of_all_ranks_are_the_video_of_one(num_ranks: int, tmp_path: Path) -> None:
     launcher.run_ranks(num_ranks, HERE / "tokenizer_worker.py", str(tmp_path))
-    for name, (build, _) in worker.TOKENIZERS.items():
+    for name, build in worker.TOKENIZERS.items():
         ranks = [torch.load(tmp_path / f"{name}_{rank}.pt", weights_only=True) for rank in range(num_ranks)]
         one = build()
         for length in worker.LENGTHS:

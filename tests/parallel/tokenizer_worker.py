@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,15 +10,15 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from cosmos_nemo.catalog import TokenizerShape, WanTokenizerShape
-from cosmos_nemo.models.common.causal import RanksCarry, nothing
-from cosmos_nemo.models.video_tokenizer.model import VideoTokenizer, build_autoencoder, to_uint8
+from cosmos_nemo.models.common.causal import RanksCarry, zeros_before
+from cosmos_nemo.models.video_tokenizer.model import VideoTokenizer, build_autoencoder
 from cosmos_nemo.models.wan_tokenizer import model as wan_model
 from cosmos_nemo.models.wan_tokenizer.model import WanTokenizer
 from cosmos_nemo.models.wan_tokenizer.streaming import _decode_piece
 from cosmos_nemo.parallel.environment import ranks_from
 from cosmos_nemo.parallel.groups import open_store, start, stop
-from cosmos_nemo.parallel.neighbours import join_on_first
 from cosmos_nemo.plan import Plan, shares_of
+from cosmos_nemo.stages.tokenizer_choice import AnyTokenizer, tokenizer_for
 from cosmos_nemo.tools import standin_wan_tokenizer
 from cosmos_nemo.tools.standin_tokenizer import random_weights
 
@@ -49,8 +50,20 @@ def wan_tokenizer() -> WanTokenizer:
     return WanTokenizer(autoencoder, mean_C=mean_C, std_C=1 + mean_C.abs())
 
 
-TOKENIZERS = {"predict1": (tokenizer, 8), "wan": (wan_tokenizer, 4)}
-"""And the frames of a latent frame."""
+TOKENIZERS: dict[str, Callable[[], VideoTokenizer | WanTokenizer]] = {
+    "predict1": tokenizer,
+    "wan": wan_tokenizer,
+}
+
+
+def stage_of(module: VideoTokenizer | WanTokenizer) -> AnyTokenizer:
+    """The stage, entered."""
+    shape = WAN_SHAPE if isinstance(module, WanTokenizer) else SHAPE
+    stage = tokenizer_for(
+        shape, folder=Path(), device=torch.device("cpu"), dtype=torch.float32, parts=("decoder",)
+    )
+    stage.module = module
+    return stage
 
 
 def wan_channels_last(tokenizer: WanTokenizer, latent_BCTHW: Tensor, group: ProcessGroup) -> Tensor:
@@ -59,7 +72,7 @@ def wan_channels_last(tokenizer: WanTokenizer, latent_BCTHW: Tensor, group: Proc
     assert all(lengths)
     raw_BCTHW = tokenizer._for_decoder(latent_BCTHW)
     hidden = tokenizer.autoencoder.post_quant_conv(raw_BCTHW).split(lengths, dim=2)[group.rank()]
-    carry = RanksCarry(nothing, group, num_pieces=len(lengths))
+    carry = RanksCarry(zeros_before, group, num_pieces=len(lengths))
     with torch.no_grad():
         return _decode_piece(
             tokenizer.autoencoder.decoder, hidden.contiguous(memory_format=torch.channels_last_3d), carry
@@ -74,16 +87,18 @@ def latent_of(length: int) -> Tensor:
 def main(folder: Path) -> None:
     ranks = ranks_from(os.environ)
     groups = start(ranks, plan=Plan(cp=ranks.num_ranks), store=open_store(ranks), device=torch.device("cpu"))
-    for name, (build, many) in TOKENIZERS.items():
+    for name, build in TOKENIZERS.items():
         shared = build()
         pieces = {length: shared.decode_share(latent_of(length), group=groups.replica) for length in LENGTHS}
         torch.save(pieces, folder / f"{name}_{ranks.rank}.pt")
         for length, piece in pieces.items():
+            stage = stage_of(shared)
+            many = stage.ranks_for(latent_of(length), groups.replica)
+            assert stage.has_room(latent_of(length), groups.replica)
+            assert (piece is not None) == (ranks.rank < many)
             if piece is None:
                 continue
-            lengths = [many * latents for latents in shares_of(length, ranks.num_ranks, least=2) if latents]
-            lengths[0] -= many - 1
-            frames = join_on_first(to_uint8(piece), groups.replica, lengths=lengths)
+            frames = stage.decode_together(latent_of(length), groups.replica)
             assert (frames is None) == (ranks.rank > 0)
             if frames is not None:
                 torch.save(frames, folder / f"{name}_frames_{length}.pt")

@@ -21,7 +21,7 @@ def repeat_first(x_BCTHW: Tensor) -> Tensor:
     return x_BCTHW[:, :, :1].expand(-1, -1, LOOKS_BACK, -1, -1)
 
 
-def nothing(x_BCTHW: Tensor) -> Tensor:
+def zeros_before(x_BCTHW: Tensor) -> Tensor:
     """Zeros, as Wan's tokenizer has it. The piece may have no frames."""
     batch, channels, _, *size = x_BCTHW.shape
     return x_BCTHW.new_zeros(1, 1, LOOKS_BACK, 1, 1).expand(batch, channels, -1, *size)

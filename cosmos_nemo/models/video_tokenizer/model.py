@@ -167,7 +167,7 @@ class VideoTokenizer(nn.Module):
 
     def _check_latent(self, latent_BCTHW: Tensor) -> None:
         channels, most = self.mean_CT.shape
-        if latent_BCTHW.ndim != 5 or latent_BCTHW.shape[1] != channels:
+        if latent_BCTHW.ndim != 5 or latent_BCTHW.shape[1] != channels or not latent_BCTHW.shape[2]:
             raise ValueError(
                 f"a latent of shape {tuple(latent_BCTHW.shape)} is no [B, {channels}, T, H, W]: "
                 "it belongs to another tokenizer"

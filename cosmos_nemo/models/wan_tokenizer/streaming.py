@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from cosmos_nemo.catalog import LOOKS_BACK
-from cosmos_nemo.models.common.causal import Carry, RanksCarry, nothing
+from cosmos_nemo.models.common.causal import Carry, RanksCarry, zeros_before
 from cosmos_nemo.models.common.norm_silu import rms_norm_silu
 from cosmos_nemo.models.common.volumes import (
     convolved,
@@ -50,7 +50,7 @@ def decode_pieces(
 
     A latent frame of the released tokenizer becomes 4 frames of the video, the first one becomes 1.
     """
-    hidden, carry = _hidden(autoencoder, raw_BCTHW), Carry(nothing)
+    hidden, carry = _hidden(autoencoder, raw_BCTHW), Carry(zeros_before)
     for piece in hidden.split(frames_per_piece, dim=2):
         yield _decode_piece(autoencoder.decoder, piece, carry)
         carry.is_first = False
@@ -68,7 +68,7 @@ def decode_share(autoencoder: "AutoencoderKLWan", raw_BCTHW: Tensor, *, group: P
         return None
     hidden = _hidden(autoencoder, raw_BCTHW.split(lengths, dim=2)[group.rank()])
     num_pieces = sum(length > 0 for length in lengths)
-    carry = RanksCarry(nothing, group, num_pieces=num_pieces)
+    carry = RanksCarry(zeros_before, group, num_pieces=num_pieces)
     return _decode_piece(autoencoder.decoder, hidden, carry)
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from cosmos_nemo.models.common import causal
-from cosmos_nemo.models.common.causal import Carry, RanksCarry, nothing, repeat_first
+from cosmos_nemo.models.common.causal import Carry, RanksCarry, repeat_first, zeros_before
 from tests.fakes import FakeGroup
 
 CONV = nn.Identity()
@@ -37,7 +37,7 @@ def test_each_piece_sees_the_two_frames_before_it_and_no_frames_hand_on_what_the
     sizes: list[int], expected: list[list[float]], memory_format: torch.memory_format
 ) -> None:
     whole = clip(sum(sizes)).contiguous(memory_format=memory_format)
-    assert seen(Carry(nothing), *whole.split(sizes, dim=2)) == expected
+    assert seen(Carry(zeros_before), *whole.split(sizes, dim=2)) == expected
 
 
 def test_a_clip_may_begin_with_its_first_frame_twice() -> None:
@@ -58,12 +58,12 @@ def test_the_first_rank_hands_on_what_is_missing_too(
 
     monkeypatch.setattr(causal, "hand_on", send)
     group: object = FakeGroup(2, 0)
-    carry = RanksCarry(nothing, group, num_pieces=2)  # type: ignore[arg-type]
+    carry = RanksCarry(zeros_before, group, num_pieces=2)  # type: ignore[arg-type]
     assert seen(carry, clip(frames)) == [[0, 0]]
     assert [frame[0, 0, :, 0, 0].tolist() for frame in sent] == [handed_on]
 
 
 def test_a_rank_alone_sends_nothing() -> None:
     group: object = FakeGroup(3, 0)
-    carry = RanksCarry(nothing, group, num_pieces=1)  # type: ignore[arg-type]
+    carry = RanksCarry(zeros_before, group, num_pieces=1)  # type: ignore[arg-type]
     assert seen(carry, clip(0)) == seen(carry, clip(3)) == [[0, 0]]

@@ -165,6 +165,14 @@ def test_a_video_that_does_not_fit_is_refused(
         VideoTokenizer(ours(tiny), **statistics).encode(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("shape", [(1, 16, 0, 2, 2), (1, 4, 2, 2, 2), (16, 2, 2, 2)])
+def test_a_latent_that_is_none_of_this_tokenizers_is_refused(
+    shape: tuple[int, ...], tiny: TokenizerShape, ours: Build, statistics: dict[str, Tensor]
+) -> None:
+    with pytest.raises(ValueError, match=r"is no \[B, 16, T, H, W\]"):
+        VideoTokenizer(ours(tiny), **statistics).decode(torch.zeros(shape))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_levels_are_truncated_and_what_is_outside_is_clamped(dtype: torch.dtype) -> None:
     video = (

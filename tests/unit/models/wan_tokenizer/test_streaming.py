@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cosmos_nemo.catalog import WanTokenizerShape
-from cosmos_nemo.models.common.causal import Carry, nothing
+from cosmos_nemo.models.common.causal import Carry, zeros_before
 from cosmos_nemo.models.wan_tokenizer.model import build_autoencoder
 from cosmos_nemo.models.wan_tokenizer.streaming import _decode_piece, decode_pieces
 from cosmos_nemo.tools.standin_wan_tokenizer import random_weights
@@ -113,7 +113,7 @@ def test_a_change_shows_in_later_frames_only() -> None:
 def test_a_carry_is_two_frames_of_each_causal_convolution_and_keeps_no_piece_alive(
     frames: int, memory_format: torch.memory_format
 ) -> None:
-    decoder, carry = built().decoder, Carry(nothing)
+    decoder, carry = built().decoder, Carry(zeros_before)
     _decode_piece(decoder, latent_of(frames).contiguous(memory_format=memory_format), carry)
     causal = {
         module
@@ -155,7 +155,7 @@ class Watch(TorchDispatchMode):
 @pytest.mark.parametrize("size", [1, 3])
 def test_channels_that_lie_together_stay_so_and_give_the_same_frames(size: int) -> None:
     decoder, hidden = built().decoder, latent_of(3)
-    plain, last = Carry(nothing), Carry(nothing)
+    plain, last = Carry(zeros_before), Carry(zeros_before)
     for piece in hidden.split(size, dim=2):
         wanted = _decode_piece(decoder, piece, plain)
         doubles = [not last.is_first or piece.shape[2] > 1] * 2

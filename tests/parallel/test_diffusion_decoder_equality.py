@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cosmos_nemo.plan import Plan
-from tests.parallel import decode_worker as worker
+from tests.parallel import diffusion_decoder_worker as worker
 from tests.parallel import launcher
 
 HERE = Path(__file__).parent
@@ -19,7 +19,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     path = tmp_path_factory.mktemp("latents")
     write_diffusion_decoder(worker.SHAPE, path / "decoder", seed=3)
-    launcher.run_ranks(4, HERE / "decode_worker.py", str(path), timeout=240)
+    launcher.run_ranks(4, HERE / "diffusion_decoder_worker.py", str(path), timeout=240)
     return path
 
 
